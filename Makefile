@@ -1,0 +1,55 @@
+# Playhead's verbs. Each sets up what it needs: `make run` works on a machine with Python 3.11+ and nothing else.
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+BIN := .venv/bin
+RUNTIME := .venv/.runtime-installed
+DEV := .venv/.dev-installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: help run test lint format types imports check bench clean
+help:  ## show the verbs
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Playhead needs Python 3.11 or newer; none was found. Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Playhead needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor}. Name a newer one: make PYTHON=/path/to/python3.11")'
+	"$(PYTHON)" -m venv .venv
+
+$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing pinned packages into .venv (some minutes the first time) ..."
+	$(PIP) --editable .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing pinned packages and development tools into .venv (some minutes the first time) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(RUNTIME)
+
+run: $(RUNTIME)  ## bring up everything on this machine and show a real home page; Ctrl-C ends it
+	@exec $(BIN)/playhead up
+
+test: $(DEV)  ## run all tests that need no GPU, real Valkey and real Ray included
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV)  ## ruff: rules, docstrings, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+types: $(DEV)  ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(DEV)  ## import rules: down only
+	$(BIN)/lint-imports
+
+check: lint types imports  ## all that reads the code without running it
+
+bench: $(RUNTIME)  ## no-op app, naive graph and Playhead, measured in one run
+	$(BIN)/python -m deployments.bench
+
+clean:  ## stop what runs, remove .venv, state and caches
+	@if [ -x $(BIN)/playhead ]; then $(BIN)/playhead down || true; fi
+	rm -rf .venv .playhead .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info build

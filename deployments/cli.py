@@ -1,0 +1,32 @@
+"""The `playhead` command: its verbs and nothing else. Each verb's work is in deployments/commands/."""
+
+import typer
+
+from deployments.commands import data, diagnosis, evaluation, home, load, models, stack, training
+
+app = typer.Typer(
+    name="playhead",
+    help="Real-time machine learning for streaming media, on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(stack.up)
+app.command("down")(stack.down)
+app.command("status")(stack.status)
+app.command("doctor")(diagnosis.doctor)
+app.add_typer(data.app, name="data")
+app.add_typer(training.app, name="train")
+app.add_typer(evaluation.app, name="eval")
+app.command("models")(models.models)
+app.command("load")(load.load)
+app.command("home")(home.home)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

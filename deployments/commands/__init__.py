@@ -1,0 +1,1 @@
+"""The command line's verbs, one module per noun. Heavy imports stay inside the commands."""

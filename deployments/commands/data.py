@@ -1,0 +1,69 @@
+"""`playhead data prepare NAME`, `playhead data import PATH`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deployments.commands.output import FAILED, Json, Output, answering, reporting
+
+if TYPE_CHECKING:
+    from training.datasets import Dataset
+
+app = typer.Typer(help="Data sets: make one of ours, or bring your own.", no_args_is_help=True)
+
+
+@app.command("prepare")
+def prepare(
+    name: Annotated[str, typer.Argument(help="ml-100k, synthetic, or the name of an imported set.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Make a data set where it is missing; check it where it is there."""
+    from deployments.preparation import prepare_data  # noqa: PLC0415
+    from features.settings import Settings  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        with reporting(output) as reporter:
+            dataset = prepare_data(name, Settings.from_env(), reporter, fallback=False)
+        _tell(output, dataset)
+
+
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="Folder with events, titles and, if you have them, profiles.")],
+    *,
+    name: Annotated[str, typer.Option(help="Name of the new data set; the folder's if not given.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Check your own events and catalogue, and take them in if all is right."""
+    from features.settings import Settings  # noqa: PLC0415
+    from training.datasets.importing import import_dataset  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        chosen = name or path.resolve().name.lower()
+        report = import_dataset(path, Settings.from_env().datasets, chosen)
+        if report.dataset is not None:
+            _tell(output, report.dataset)
+            return
+        for problem in report.problems:
+            output.console.print(f"  {problem}", markup=False, soft_wrap=True)
+        output.console.print(f"{len(report.problems)} problems; nothing was written")
+        output.answer({"name": chosen, "problems": [asdict(problem) for problem in report.problems]})
+        raise typer.Exit(FAILED)
+
+
+def _tell(output: Output, dataset: "Dataset") -> None:
+    for note in dataset.notes:
+        output.console.print(f"  {note}", markup=False, soft_wrap=True)
+    output.console.print(f"  {dataset.path}", markup=False, soft_wrap=True)
+    output.answer(
+        {
+            "name": dataset.name,
+            "path": str(Path(dataset.path)),
+            "snapshot": dataset.snapshot,
+            "rows": dict(dataset.rows),
+            "notes": list(dataset.notes),
+        }
+    )

@@ -1,0 +1,90 @@
+"""Training and evaluation as the command line runs them: progress told, work resumable, the champion set.
+
+Importing this module imports torch.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from deployments.progress import Moment, Notice, Reporter, phase
+from features.events import EventKind
+from features.settings import Settings
+from serve.artifacts import Artifact, set_champion
+from training.datasets import Dataset, prepare
+from training.recommend.evaluate import evaluate
+from training.recommend.frames import interactions_of
+from training.recommend.interactions import Interactions, read_interactions
+from training.recommend.pipeline import content_of, train_recommend
+
+MODEL: Final = "recommend"
+_MOST_THREADS: Final = 8  # the models are small: more threads wait for each other
+
+
+def _advance(reporter: Reporter, name: str) -> Callable[..., None]:
+    def advance(stage: str, done: int, total: int, note: str = "") -> None:
+        share = done / total if total else None
+        reporter.tell(Notice(phase=name, moment=Moment.ADVANCE, share=share, text=f"{stage}  {note}".strip()))
+
+    return advance
+
+
+def train(dataset: Dataset, settings: Settings, reporter: Reporter, *, seed: int, resume: bool) -> Artifact:
+    """Train the recommendation model and make it the champion.
+
+    Args:
+        dataset: what to train on.
+        settings: where models lie.
+        reporter: told of the phase `training`.
+        seed: of everything random.
+        resume: take up the run of this data set and seed that was interrupted, if there is one.
+    """
+    torch.set_num_threads(min(os.cpu_count() or 1, _MOST_THREADS))
+    checkpoint = settings.home / "training" / f"{MODEL}-{dataset.name}-{seed}.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    with phase(reporter, "training") as found:
+        artifact = train_recommend(
+            dataset.path, settings.models / MODEL, seed, _advance(reporter, "training"), checkpoint=checkpoint
+        )
+        set_champion(settings.models, MODEL, artifact.version)
+        figures = [(name, artifact.manifest.metrics.get(name)) for name in ("hr@10", "ndcg@10")]
+        shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
+        found.append(", ".join([f"{MODEL} {artifact.version}", *shown]))
+    return artifact
+
+
+def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, reporter: Reporter) -> dict[str, Any]:
+    """Measure the recommendation model beside its rivals.
+
+    Args:
+        data: name of a data set, or path of a file of user,item[,timestamp] in order (it has a dot and an ending).
+        seeds: of everything random.
+        settings: where data sets lie.
+        reporter: told of the phase `evaluation`.
+
+    Returns:
+        As training.recommend.evaluate.evaluate.
+    """
+    torch.set_num_threads(min(os.cpu_count() or 1, _MOST_THREADS))
+    path = Path(data)
+    if path.suffix and not (settings.datasets / data).is_dir():
+        interactions, content = read_interactions(path), None
+    else:
+        dataset = prepare(data, settings)
+        interactions = interactions_of_dataset(dataset)
+        content = content_of(dataset.titles(), interactions.titles)
+    with phase(reporter, "evaluation", interactions.source):
+        return evaluate(interactions, seeds, content=content, progress=_advance(reporter, "evaluation"))
+
+
+def interactions_of_dataset(dataset: Dataset) -> Interactions:
+    """Who took which title when, with what they did to it, as training sees it."""
+    events = dataset.frame("events")
+    events = events.filter(events["kind"] != EventKind.IMPRESSION.value)
+    vocabulary = events["title_id"].unique().sort().to_list()
+    return interactions_of(events, vocabulary, dataset.name)

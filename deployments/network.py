@@ -1,0 +1,114 @@
+"""Ports of this machine: which are free, who holds one, which are open to others, and who answers."""
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psutil
+
+LOOPBACK: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening TCP socket.
+
+    Attributes:
+        address: where it is bound, an IP address.
+        port: its port.
+        pid: whose it is; None where the system does not tell.
+        name: that process's name; empty where unknown.
+    """
+
+    address: str
+    port: int
+    pid: int | None
+    name: str
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.address.removeprefix("::ffff:").startswith("127.") or self.address == "::1"
+
+
+def is_free(port: int) -> bool:
+    """Whether 127.0.0.1:port can be bound now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return not any(listener.port == port for listener in listeners())
+
+
+def free_ports(count: int, *, preferred: Iterable[int] = ()) -> list[int]:
+    """Ports that nothing listens on: the preferred ones that are free, then any.
+
+    Args:
+        count: how many.
+        preferred: tried first, in order.
+    """
+    found = [port for port in preferred if is_free(port)][:count]
+    held = []
+    try:
+        while len(found) < count:
+            probe = socket.socket()
+            held.append(probe)  # kept open, so that the system does not name one port twice
+            probe.bind((LOOPBACK, 0))
+            found.append(int(probe.getsockname()[1]))
+    finally:
+        for probe in held:
+            probe.close()
+    return found
+
+
+def listeners(pids: Iterable[int] | None = None) -> list[Listener]:
+    """Listening TCP sockets, of some processes or of all that the system tells us about."""
+    wanted = None if pids is None else set(pids)
+    found = []
+    for pid in psutil.pids() if wanted is None else wanted:
+        try:
+            process = psutil.Process(pid)
+            connections = process.net_connections(kind="tcp")
+            name = process.name()
+        except (psutil.Error, OSError):
+            continue
+        found += [
+            Listener(connection.laddr.ip, connection.laddr.port, pid, name)
+            for connection in connections
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    return found
+
+
+def holder(port: int) -> str:
+    """Who listens on a port, for people: `python (pid 123)`; words for a process that the system does not show us."""
+    for listener in listeners():
+        if listener.port == port and listener.pid is not None:
+            return f"{listener.name} (pid {listener.pid})"
+    return "a process of another user"
+
+
+def open_url(url: str, timeout_s: float) -> Any:
+    """Ask by HTTP, never through the proxy that the environment may name: this machine's own services are behind none.
+
+    Raises:
+        urllib.error.HTTPError: the answer is a refusal.
+        OSError: there is no answer.
+    """
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)
+
+
+def readiness(url: str, *, timeout_s: float = 2.0) -> str | None:
+    """Ask a service whether it takes traffic; None if it does, else why not."""
+    try:
+        with open_url(f"{url}/readyz", timeout_s) as answer:
+            return None if answer.status == 200 else f"status {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"status {error.code}: {error.read(300).decode(errors='replace')}"
+    except OSError as error:
+        return str(getattr(error, "reason", error))

@@ -1,0 +1,1 @@
+"""What is known about profiles, titles, renditions and networks, offline and online."""

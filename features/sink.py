@@ -1,0 +1,248 @@
+"""From the event log to Parquet: the training data, one partition a day.
+
+At least once: events are acknowledged to the log only after their file is safely on disk, so a sink that dies leaves
+either nothing or events that are written again. `read_events` drops what was written twice, by event id. The log is
+trimmed only up to what every consumer group has acknowledged.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import redis
+from pydantic import ValidationError
+
+from features.events import Event
+from features.settings import Settings
+from features.stream import STREAM
+
+GROUP: Final = "playhead:sink"
+
+SCHEMA: Final[dict[str, Any]] = {
+    "event_id": pl.String,
+    "profile_id": pl.String,
+    "title_id": pl.String,
+    "kind": pl.String,
+    "ts": pl.Int64,
+    "position_s": pl.Float64,
+    "duration_s": pl.Float64,
+    "request_id": pl.String,
+    "row": pl.String,
+    "rank": pl.Int32,
+    "device": pl.String,
+    "region": pl.String,
+}
+"""Columns of event files, as Event's fields; ts is UTC milliseconds."""
+
+_POSITION: Final = "log_position"
+_OTHER_IDLE_MS: Final = 60_000
+_TIMEOUT_S: Final = 10.0
+_log = logging.getLogger(__name__)
+
+
+class EventSink:
+    """Drains the event log into `folder/date=YYYY-MM-DD/part-*.parquet`. Blocking: give it a thread or a process.
+
+    Files hold SCHEMA's columns and the event's position in the log. The date is the event's own, in UTC. Log entries
+    that are no events go to `folder/rejected.txt`.
+
+    Args:
+        settings: where the log is.
+        folder: where the files go; made if missing.
+        consumer: name of this sink; a sink that starts again under its name takes up what it had not acknowledged.
+        max_events: most events of one round.
+        wait_ms: how long a round waits for the first event.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        *,
+        consumer: str = "sink",
+        max_events: int = 10_000,
+        wait_ms: int = 1000,
+    ) -> None:
+        self._client: redis.Redis = redis.Redis.from_url(
+            settings.redis_url, socket_timeout=_TIMEOUT_S + wait_ms / 1000, socket_connect_timeout=_TIMEOUT_S
+        )
+        self._folder = folder
+        self._consumer = consumer
+        self._max_events = max_events
+        self._wait_ms = wait_ms
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("date=*/.*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def drain(self) -> int:
+        """One round: read, write, acknowledge, trim.
+
+        Returns:
+            How many log entries were dealt with; 0 when the log had none within wait_ms.
+
+        Raises:
+            redis.RedisError: the log does not answer; nothing is lost, call again.
+            OSError: the files cannot be written; nothing is lost, call again.
+        """
+        self._join()
+        entries = self._mine() or self._abandoned() or self._new()
+        if not entries:
+            return 0
+        self._store(entries)
+        self._client.xack(STREAM, GROUP, *[position for position, _ in entries])
+        self._trim()
+        return len(entries)
+
+    def run(self, stop: threading.Event, *, pause_s: float = 1.0) -> None:
+        """Drain until told to stop; the log's and the disk's troubles are logged and waited out.
+
+        Args:
+            stop: set it to end.
+            pause_s: wait after a failure, in seconds.
+        """
+        while not stop.is_set():
+            try:
+                self.drain()
+            except (redis.RedisError, OSError, pl.exceptions.PolarsError):
+                _log.exception("event sink: round failed, will try again")
+                stop.wait(pause_s)
+
+    def backlog(self) -> int:
+        """How many log entries are not trimmed yet."""
+        length: Any = self._client.xlen(STREAM)
+        return int(length)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _join(self) -> None:
+        try:
+            self._client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _mine(self) -> list[Any]:
+        """What this sink read before and never acknowledged."""
+        return self._read("0", None)
+
+    def _abandoned(self) -> list[Any]:
+        """What another sink read long ago and never acknowledged."""
+        claimed: Any = self._client.xautoclaim(
+            STREAM, GROUP, self._consumer, min_idle_time=_OTHER_IDLE_MS, count=self._max_events
+        )
+        return list(claimed[1])
+
+    def _new(self) -> list[Any]:
+        return self._read(">", self._wait_ms)
+
+    def _read(self, start: str, wait_ms: int | None) -> list[Any]:
+        streams: Any = self._client.xreadgroup(
+            GROUP, self._consumer, {STREAM: start}, count=self._max_events, block=wait_ms
+        )
+        return list(streams[0][1]) if streams else []
+
+    def _store(self, entries: list[Any]) -> None:
+        """Write entries to files; all are on disk when this returns."""
+        days: dict[str, dict[str, dict[str, Any]]] = {}
+        rejected = []
+        for position, fields in entries:
+            try:
+                event = Event.model_validate_json((fields or {}).get(b"event", b""))
+            except ValidationError:
+                rejected.append(fields)
+                continue
+            day = datetime.fromtimestamp(event.ts / 1000, UTC).strftime("%Y-%m-%d")
+            row = event.model_dump() | {"kind": event.kind.value, _POSITION: position.decode()}
+            days.setdefault(day, {}).setdefault(event.event_id, row)
+        for day, rows in days.items():
+            frame = pl.DataFrame(list(rows.values()), schema=SCHEMA | {_POSITION: pl.String})
+            _write_file(frame, self._folder / f"date={day}")
+        if rejected:
+            _log.error("event sink: %d log entries are no events, see rejected.txt", len(rejected))
+            _append_lines(self._folder / "rejected.txt", (repr(fields) for fields in rejected))
+
+    def _trim(self) -> None:
+        """Drop from the log what every group has acknowledged."""
+        needed = []
+        groups: Any = self._client.xinfo_groups(STREAM)
+        for group in groups:
+            pending: Any = self._client.xpending(STREAM, group["name"])
+            needed.append(pending["min"] if pending["pending"] else _after(group["last-delivered-id"]))
+        self._client.xtrim(STREAM, minid=min(needed, key=_order), approximate=False)
+
+
+def read_events(folder: Path) -> pl.DataFrame:
+    """All events that a sink wrote, each once, in SCHEMA's columns, ordered as the log had them.
+
+    A profile's events are in the order in which they were written; those of one batch are grouped by profile.
+
+    Args:
+        folder: the sink's folder; one that holds nothing gives an empty frame.
+    """
+    files = sorted(folder.glob("date=*/part-*.parquet"))
+    if not files:
+        return pl.DataFrame(schema=SCHEMA)
+    parts = [pl.read_parquet(file, hive_partitioning=False) for file in files]
+    position = pl.col(_POSITION).str.split("-").cast(pl.List(pl.Int64))  # milliseconds, sequence
+    return (
+        pl.concat(parts)
+        .sort(position.list.get(0), position.list.get(1))
+        .unique("event_id", keep="first", maintain_order=True)
+        .select(list(SCHEMA))
+    )
+
+
+def _order(position: bytes | str) -> tuple[int, int]:
+    """A log position as two numbers."""
+    time, _, sequence = (position.decode() if isinstance(position, bytes) else position).partition("-")
+    return int(time), int(sequence)
+
+
+def _after(position: bytes | str) -> str:
+    """The first position after another."""
+    time, sequence = _order(position)
+    return f"{time}-{sequence + 1}"
+
+
+def _write_file(frame: pl.DataFrame, folder: Path) -> None:
+    """Write a new file that appears whole or not at all, and is on disk when this returns."""
+    folder.mkdir(exist_ok=True)
+    name = f"part-{uuid.uuid4().hex}.parquet"
+    hidden = folder / f".{name}.tmp"
+    try:
+        with hidden.open("wb") as file:
+            frame.write_parquet(file)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.rename(folder / name)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+    _sync_folder(folder)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _append_lines(path: Path, lines: Iterable[str]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())

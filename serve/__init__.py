@@ -1,0 +1,1 @@
+"""The online service: the graph, its stages and the gateway."""

@@ -1,0 +1,186 @@
+"""The graph: which stages there are, and where each of them runs.
+
+    Gateway (HTTP) -> features -> ranker         placement `fused`: all in the gateway's process
+                   -> events                     placement `split`: Features and Ranker are deployments of their own,
+                                                 behind handles with deadlines; a stand-in answers when they do not
+
+Serve config: import_path `serve.app:build`, args as in serve.arguments.Arguments. How many replicas, on what, is the
+config's business (deployments/serve/*.yaml). Stages know nothing of Ray; only this module does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any, Final
+
+from ray import serve as ray_serve
+
+from features.online import OnlineFeatures
+from features.popularity import TitleStatistics
+from features.profiles import ProfileFeatures
+from features.stream import EventWriter
+from serve import logs
+from serve.arguments import Arguments
+from serve.background import every, running
+from serve.errors import PlayheadError
+from serve.gateway.application import create
+from serve.gateway.entrance import Entrance
+from serve.gateway.remote import RemoteFeatures, RemoteRanker, RemoteStage
+from serve.gateway.stages import ModelState, Stages
+from serve.live import LiveRanker, Sources
+from serve.metrics import Metrics
+from serve.ranking import Ranker, RankerSettings
+from serve.schemas import Answer, HomeQuery
+
+_FLUSH_S: Final = 1.0
+_STATES_S: Final = 2.0
+
+
+def build(arguments: Arguments) -> ray_serve.Application:
+    """Bind the stages into the graph."""
+    quiet = {"enable_access_log": False}  # serve.logs writes the notable requests
+    gateway = ray_serve.deployment(GatewayReplica, name="Gateway", logging_config=quiet)
+    if arguments.placement == "fused":
+        return gateway.bind(arguments)
+    features = ray_serve.deployment(FeaturesReplica, name="Features", logging_config=quiet)
+    ranker = ray_serve.deployment(RankerReplica, name="Ranker", logging_config=quiet)
+    return gateway.bind(arguments, features.bind(arguments), ranker.bind(arguments))
+
+
+async def open_gateway(
+    arguments: Arguments, features: Any = None, ranker: Any = None, *, server_echoes_id: bool = False
+) -> Entrance:
+    """The gateway's ASGI application, ready to answer; its lifespan runs and ends what works beside the requests.
+
+    Args:
+        arguments: how it runs.
+        features: handle of the Features deployment, in the split placement.
+        ranker: handle of the Ranker deployment, in the split placement.
+        server_echoes_id: whether the server around the application answers with X-Request-ID.
+
+    Raises:
+        InvalidInput: the catalogue is missing or damaged, or a token is needed and not set.
+    """
+    entrance = arguments.entrance(server_echoes_id=server_echoes_id)
+    settings = arguments.settings()
+    metrics = Metrics()
+    live = _live_ranker(arguments, metrics, with_model=ranker is None)
+    await live.start()
+    reader, writer = OnlineFeatures(settings), EventWriter(settings)
+    fused = Stages(
+        features=reader,
+        events=writer,
+        ranker=live.ranker,
+        stand_in=None,
+        prepare=live.ranker.prepare if arguments.encode_ahead else None,
+        models=lambda: live.states,
+        not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
+    )
+    stages, beside = fused, [live.run, lambda: every(_FLUSH_S, metrics.flush)]
+    if ranker is not None:
+        remote = RemoteRanker(RemoteStage("ranker", ranker, arguments.stage_deadline_ms), arguments.model)
+        stages = replace(
+            fused,
+            features=RemoteFeatures(RemoteStage("features", features, arguments.stage_deadline_ms)),
+            ranker=remote,
+            stand_in=live.ranker,
+            prepare=None,
+            models=lambda: remote.states,
+        )
+        beside.append(lambda: every(_STATES_S, remote.ask_states))
+
+    @asynccontextmanager
+    async def background() -> AsyncIterator[None]:
+        async with running(*beside):
+            yield
+        await asyncio.gather(live.close(), reader.close(), writer.close())
+        metrics.close()
+
+    return create(
+        stages,
+        metrics,
+        entrance=entrance,
+        request_log=arguments.request_log(),
+        store_deadline_ms=settings.store_deadline_ms,
+        background=background,
+    )
+
+
+@ray_serve.ingress()
+class GatewayReplica:
+    """A replica of the gateway."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, arguments: Arguments, features: Any = None, ranker: Any = None
+    ) -> None:
+        logs.configure(arguments.log_level)
+        self._entrance = await open_gateway(arguments, features, ranker, server_echoes_id=True)
+
+    def __serve_build_asgi_app__(self) -> Entrance:
+        return self._entrance
+
+
+class FeaturesReplica:
+    """A replica of the features stage."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._reader = OnlineFeatures(arguments.settings())
+
+    async def read(self, profile_id: str, deadline_ms: float) -> ProfileFeatures:
+        """The features of a profile."""
+        return await self._reader.read(profile_id, deadline_ms)
+
+
+class RankerReplica:
+    """A replica of the ranking stage. Errors of ours are returned, so that they arrive as they were."""
+
+    async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Serve awaits it
+        logs.configure(arguments.log_level)
+        self._metrics = Metrics()
+        self._live = _live_ranker(arguments, self._metrics, with_model=True)
+        await self._live.start()
+        self._background = asyncio.create_task(self._run())
+
+    async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
+        """A home page."""
+        return await self._live.ranker.home(profile, query)
+
+    async def similar(self, title_id: str, query: HomeQuery) -> Answer | PlayheadError:
+        """Titles like a title."""
+        try:
+            return await self._live.ranker.similar(title_id, query)
+        except PlayheadError as error:
+            return error
+
+    async def model_states(self) -> tuple[ModelState, ...]:
+        """The model that answers here."""
+        return self._live.states
+
+    async def _run(self) -> None:
+        async with running(self._live.run):
+            await every(_FLUSH_S, self._metrics.flush)
+
+    async def close(self) -> None:
+        """End what works beside the requests."""
+        self._background.cancel()
+        await asyncio.gather(self._background, return_exceptions=True)
+        await self._live.close()
+        self._metrics.close()
+
+    async def __del__(self) -> None:
+        await self.close()
+
+
+def _live_ranker(arguments: Arguments, metrics: Metrics, *, with_model: bool) -> LiveRanker:
+    settings = arguments.settings()
+    sources = Sources(
+        titles=settings.datasets / arguments.dataset / "titles.parquet",
+        models=settings.models if with_model else None,
+        model=arguments.model,
+        catalogue_poll_s=arguments.catalogue_poll_s,
+        title_stats_poll_s=arguments.title_stats_poll_s,
+        champion_poll_s=arguments.champion_poll_s,
+    )
+    ranker = Ranker(RankerSettings(device=arguments.device, threads=arguments.threads))
+    return LiveRanker(ranker, sources, TitleStatistics(settings), metrics)

@@ -1,0 +1,137 @@
+"""OpenVINO engine: the CPU runtime. It runs the artifact's IR; torch is not needed."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+
+from serve.artifacts import Artifact
+from serve.engines.base import Engine
+from serve.errors import ArtifactError
+from serve.tensors import Array, GraphSpec
+
+
+@functools.cache
+def openvino() -> Any:
+    """OpenVINO's Python module, imported on first use and with its usage reports over the network off."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", _absent())
+    return importlib.import_module("openvino")
+
+
+def _absent() -> ModuleType:
+    """What makes `import` say that a module is not installed; OpenVINO then takes its own stub."""
+    return None  # type: ignore[return-value]
+
+
+@functools.cache
+def _core() -> Any:
+    return openvino().Core()
+
+
+class _Request:
+    """An infer request and the tensors it points to: OpenVINO does not keep the memory of shared inputs alive."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.tensors: dict[int, Any] = {}
+
+
+class OpenVinoEngine(Engine):
+    """A graph compiled by OpenVINO for this machine's CPU.
+
+    Each caller takes an infer request from a pool that grows to the greatest number of calls at a time. Inputs are
+    read where they are; outputs are copied, since the request's own memory is used again by the next call.
+    """
+
+    def __init__(self, *, version: str, graph: str, spec: GraphSpec, compiled: Any) -> None:
+        super().__init__(version=version, graph=graph, spec=spec, device="cpu")
+        self._compiled = compiled
+        self._tensor = openvino().Tensor
+        self._run_request = importlib.import_module("openvino._pyopenvino").InferRequest.infer
+        self._places = {tensor.name: place for place, tensor in enumerate(spec.inputs)}
+        self._names = [tensor.name for tensor in spec.outputs]
+        self._idle: list[_Request] = []  # append and pop are atomic
+
+    @classmethod
+    def load(cls, artifact: Artifact, graph: str, threads: int = 1) -> Self:
+        """Compile `openvino/<graph>.xml` of an artifact.
+
+        Args:
+            artifact: the artifact.
+            graph: name of the graph.
+            threads: threads that one call may use.
+
+        Raises:
+            ArtifactError: if it can't be compiled, or its inputs and outputs are not those of the manifest.
+        """
+        spec = artifact.graph(graph)
+        relative = f"openvino/{graph}.xml"
+        weights = np.frombuffer(artifact.read_bytes(f"openvino/{graph}.bin"), dtype=np.uint8)
+        try:
+            tensor = openvino().Tensor(weights.copy()) if weights.size else openvino().Tensor(np.zeros(1, np.uint8))
+            model = _core().read_model(artifact.read_bytes(relative), tensor)
+            _same_ports(relative, spec, model)
+            compiled = _core().compile_model(
+                model,
+                "CPU",
+                {
+                    "PERFORMANCE_HINT": "LATENCY",
+                    "NUM_STREAMS": "1",
+                    "INFERENCE_NUM_THREADS": threads,
+                    "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the CPU has it: no parity then
+                    "ENABLE_CPU_PINNING": False,  # all replicas of a machine would pin to the same cores
+                },
+            )
+        except RuntimeError as error:
+            raise ArtifactError(
+                field=f"files.{relative}",
+                got=str(error),
+                expected="a graph that OpenVINO compiles",
+                next_step="Export the model again with the OpenVINO version that serves it.",
+            ) from error
+        return cls(version=artifact.version, graph=graph, spec=spec, compiled=compiled)
+
+    def _run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            slot = self._idle.pop()
+        except IndexError:
+            slot = _Request(self._compiled.create_infer_request())
+        request, tensors, places = slot.request, slot.tensors, self._places
+        for name, array in arrays.items():
+            place = places[name]
+            # Shared memory must be writable for OpenVINO, though it does not write to it.
+            tensor = self._tensor(array, shared_memory=array.flags.writeable)
+            request.set_input_tensor(place, tensor)
+            tensors[place] = tensor
+        for name, tensor in self._resident.items():
+            place = places[name]
+            if tensors.get(place) is not tensor:
+                request.set_input_tensor(place, tensor)
+                tensors[place] = tensor
+        self._run_request(request, {}, share_outputs=True, decode_strings=False)
+        outputs = {name: request.get_output_tensor(place).data.copy() for place, name in enumerate(self._names)}
+        self._idle.append(slot)  # not after an error: that request's state is unknown
+        return outputs
+
+    def _place(self, array: Array) -> Any:
+        return self._tensor(array, shared_memory=False)
+
+
+def _same_ports(relative: str, spec: GraphSpec, model: Any) -> None:
+    for kind, tensors, ports in (("inputs", spec.inputs, model.inputs), ("outputs", spec.outputs, model.outputs)):
+        expected = [(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in tensors]
+        got = [
+            (port.any_name, str(port.element_type.to_dtype()), port.partial_shape.rank.get_length()) for port in ports
+        ]
+        if got != expected:
+            raise ArtifactError(
+                field=f"files.{relative}: {kind}",
+                got=got,
+                expected=f"{expected}, as in the manifest",
+                next_step="Export the model again.",
+            )

@@ -1,0 +1,1 @@
+"""The HTTP gateway: routes by caller, and what all of them share (requests, errors, deadlines, auth)."""

@@ -1,0 +1,110 @@
+"""The gateway's ASGI application: routes, documentation and error answers, behind the entrance."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+from serve.errors import PlayheadError
+from serve.gateway.entrance import Entrance, EntranceSettings, context_of
+from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
+from serve.gateway.ops import OpsRoutes
+from serve.gateway.player import PlayerRoutes
+from serve.gateway.requests import ModelRoute
+from serve.gateway.stages import Stages
+from serve.logs import RequestLog, RequestLogSettings
+from serve.metrics import Metrics
+
+_DESCRIPTION: Final = (
+    "What to watch, in milliseconds, changed by the viewer's last event. Every answer carries a request_id, the "
+    "versions that made it, and `degraded` with reasons when a part fell back. Errors are RFC 9457 problem details "
+    "that name the field, what came, what was expected and what to do next."
+)
+
+
+def create(
+    stages: Stages,
+    metrics: Metrics,
+    *,
+    entrance: EntranceSettings,
+    request_log: RequestLogSettings,
+    store_deadline_ms: float,
+    background: Callable[[], AbstractAsyncContextManager[None]],
+) -> Entrance:
+    """Build the application.
+
+    Args:
+        stages: what answers.
+        metrics: where requests are counted and stages timed.
+        entrance: how requests are let in.
+        request_log: which answered requests are logged.
+        store_deadline_ms: longest wait for a profile's features, milliseconds.
+        background: what runs beside the requests from start to shutdown.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with background():
+            yield
+
+    app = FastAPIOffline(
+        title="Playhead",
+        version=version("playhead"),
+        description=_DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.router.route_class = ModelRoute
+    PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
+    OpsRoutes(stages, metrics).add_to(app)
+
+    async def on_refusal(request: Request, error: Exception) -> Response:
+        assert isinstance(error, PlayheadError)
+        return problem_response(error, context_of(request).request_id)
+
+    async def on_no_route(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        allowed = (error.headers or {}).get("Allow", "")
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            told: PlayheadError = no_such_method(request.method, path, allowed)
+        else:
+            told = no_such_path(path, [*app.openapi()["paths"], "/docs"])
+        return problem_response(told, context_of(request).request_id, error.headers)
+
+    async def on_failure(request: Request, _: Exception) -> Response:
+        return internal_response(context_of(request).request_id)
+
+    app.add_exception_handler(PlayheadError, on_refusal)
+    app.add_exception_handler(HTTPException, on_no_route)
+    app.add_exception_handler(Exception, on_failure)
+    app.openapi = lambda: _openapi(app, bearer=entrance.token is not None)  # type: ignore[method-assign]
+    direct = {
+        (method, route.path): route.get_route_handler()
+        for route in app.routes
+        if isinstance(route, ModelRoute) and "{" not in route.path
+        for method in route.methods or ()
+    }
+    return Entrance(app, direct=direct, settings=entrance, metrics=metrics, log=RequestLog(request_log))
+
+
+def _openapi(app: FastAPI, *, bearer: bool) -> dict[str, Any]:
+    """The OpenAPI document, with problems as every route's errors."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem.pop("$defs"))
+        schemas["Problem"] = problem
+        if bearer:
+            document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"token": []}]
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,277 @@
+"""Routes for player clients: the home page, similar titles, and what viewers did."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Final
+
+import orjson
+from fastapi import FastAPI, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from features.errors import FeaturesError, StoreUnavailable
+from features.events import CLOCK_TOLERANCE_MS, Event, Identifier
+from features.profiles import ProfileFeatures
+from serve.errors import InvalidInput, PlayheadError, Unavailable
+from serve.gateway.entrance import MAX_DEADLINE_S, MIN_DEADLINE_S, Context, context_of
+from serve.gateway.errors import DeadlineExceeded, Words, responses
+from serve.gateway.stages import Recommender, Stages, StageUnreachable
+from serve.logs import get
+from serve.metrics import Metrics
+from serve.schemas import (
+    MAX_ITEMS,
+    MAX_ROWS,
+    Answer,
+    EventBatch,
+    EventReceipt,
+    HomePage,
+    HomeQuery,
+    SimilarTitles,
+)
+
+EXAMPLE_PROFILE: Final = "196"
+EXAMPLE_TITLE: Final = "242"
+
+_LAST_RESORT_S: Final = 0.05
+"""Kept back from the deadline for the stand-in's page and the way out."""
+
+_MAX_AHEAD: Final = 8
+"""Most profiles of one request that the ranker is readied for, and most requests that are worked on."""
+
+_TIMEOUT_HEADER: Final = {
+    "name": "x-request-timeout-seconds",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "number", "minimum": MIN_DEADLINE_S, "maximum": MAX_DEADLINE_S},
+    "description": "The caller's deadline in seconds; the answer comes before it, degraded if it must be.",
+}
+
+Region = Annotated[
+    str | None, Field(min_length=1, max_length=64, description="Where the player is; default: the profile's last.")
+]
+Device = Annotated[str | None, Field(min_length=1, max_length=64, description="The player's kind of device.")]
+_KIDS_TEXT: Final = (
+    "Show only titles for kids; a known kids profile stays one in any case. While the store cannot say what it is "
+    "(`degraded`), `false` is believed; otherwise titles for kids are shown."
+)
+Kids = Annotated[bool | None, Field(description=_KIDS_TEXT)]
+Items = Annotated[int, Field(ge=1, le=MAX_ITEMS, description="Most titles of a row.")]
+
+
+class HomeParameters(BaseModel):
+    """Query of GET /v1/home."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    profile_id: Annotated[Identifier, Field(description="Whose page.", examples=[EXAMPLE_PROFILE])]
+    region: Region = None
+    device: Device = None
+    kids: Kids = None
+    rows: Annotated[int, Field(ge=1, le=MAX_ROWS, description="Most rows of the page.")] = 10
+    items: Items = 20
+
+
+class SimilarParameters(BaseModel):
+    """Query of GET /v1/titles/{title_id}/similar."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    region: Region = None
+    device: Device = None
+    kids: Kids = None
+    items: Items = 20
+
+
+class PlayerRoutes:
+    """The routes.
+
+    Args:
+        stages: what answers.
+        metrics: where stages are timed.
+        store_deadline_ms: longest wait for a profile's features, milliseconds.
+    """
+
+    def __init__(self, stages: Stages, metrics: Metrics, store_deadline_ms: float) -> None:
+        self._stages = stages
+        self._metrics = metrics
+        self._store_deadline_ms = store_deadline_ms
+        self._log = get("player")
+        self._ahead: set[asyncio.Task[None]] = set()
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an application whose route class is ModelRoute."""
+        extra = {"parameters": [_TIMEOUT_HEADER]}
+        app.add_api_route(
+            "/v1/home",
+            self.home,
+            response_model=HomePage,
+            tags=["player"],
+            summary="A profile's home page",
+            responses=responses(400, 401, 422),
+            openapi_extra=extra,
+        )
+        app.add_api_route(
+            "/v1/titles/{title_id:path}/similar",
+            self.similar,
+            response_model=SimilarTitles,
+            tags=["player"],
+            summary="Titles like a title",
+            responses=responses(400, 401, 404, 422, 503, 504),
+            openapi_extra=extra,
+        )
+        app.add_api_route(
+            "/v1/events",
+            self.events,
+            methods=["POST"],
+            response_model=EventReceipt,
+            tags=["player"],
+            summary="What viewers did",
+            responses=responses(400, 401, 408, 413, 415, 422, 503),
+            openapi_extra=extra,
+        )
+
+    async def home(self, request: Request, query: Annotated[HomeParameters, Query()]) -> Response:
+        """Rows of titles for one profile, changed by its own last event.
+
+        Always a page: an unknown profile, a store that is down or a model that is missing show in `degraded`.
+        """
+        context = context_of(request)
+        started = time.perf_counter()
+        left_ms = context.left_ms()
+        profile = await self._stages.features.read(query.profile_id, min(self._store_deadline_ms, left_ms / 2))
+        self._metrics.observe("features", time.perf_counter() - started)
+        asked = HomeQuery(region=query.region, device=query.device, kids=query.kids, rows=query.rows, items=query.items)
+        answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked))
+        if isinstance(answer, str):
+            now_ms = time.time_ns() // 1_000_000
+            answer = Answer.empty_home(query.profile_id, (answer,), now_ms)
+        return self._rendered(context, answer, profile.degraded)
+
+    async def similar(
+        self,
+        request: Request,
+        title_id: Annotated[Identifier, Path(description="The title.", examples=[EXAMPLE_TITLE])],
+        query: Annotated[SimilarParameters, Query()],
+    ) -> Response:
+        """Titles like one title, nearest first."""
+        context = context_of(request)
+        asked = HomeQuery(region=query.region, device=query.device, kids=query.kids, items=query.items)
+        answer = await self._recommend(context, lambda ranker: ranker.similar(title_id, asked))
+        if isinstance(answer, str):
+            raise DeadlineExceeded(
+                field="title_id",
+                got=Words(answer),
+                expected="an answer of the ranker before the deadline",
+                next_step="Try again after a second.",
+            )
+        return self._rendered(context, answer, ())
+
+    async def events(self, request: Request, batch: EventBatch) -> Response:
+        """Store events for good and apply them: the very next home page knows them.
+
+        Repeating a request is safe: an event counts once, by its event_id. An answer other than 200 means that nothing
+        was promised; send the same events again.
+        """
+        context = context_of(request)
+        started = time.perf_counter()
+        _refuse_future(batch.events)
+        try:
+            async with asyncio.timeout_at(context.deadline):
+                receipt = await self._stages.events.write(batch.events)
+        except (StoreUnavailable, TimeoutError) as error:
+            self._metrics.stage_failure("events", type(error).__name__)
+            raise Unavailable(
+                field="events",
+                got=Words("no acknowledgement by the event log"),
+                expected="an acknowledgement before the deadline",
+                next_step="Send the same events again after the seconds in Retry-After; none counts twice.",
+            ) from error
+        except FeaturesError as error:
+            raise _as_invalid(error) from error
+        self._metrics.observe("events", time.perf_counter() - started)
+        self._metrics.events(accepted=receipt.accepted, duplicates=receipt.duplicates)
+        if self._stages.prepare is not None and receipt.accepted:
+            self._prepare({event.profile_id for event in batch.events}, self._stages.prepare)
+        body = {"request_id": context.request_id, "accepted": receipt.accepted, "duplicates": receipt.duplicates}
+        return Response(orjson.dumps(body), media_type="application/json")
+
+    def _prepare(self, profile_ids: set[str], prepare: Callable[[ProfileFeatures], None]) -> None:
+        """Ready the ranker for the next pages of these profiles, after the answer."""
+        if len(profile_ids) > _MAX_AHEAD or len(self._ahead) >= _MAX_AHEAD:
+            return  # a bulk load, or more to do than there is time for
+
+        async def work() -> None:
+            for profile_id in profile_ids:
+                prepare(await self._stages.features.read(profile_id))
+
+        task = asyncio.create_task(work())
+        self._ahead.add(task)
+        task.add_done_callback(self._prepared)
+
+    def _prepared(self, task: asyncio.Task[None]) -> None:
+        self._ahead.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.warning("not prepared", exc_info=error)
+
+    async def _recommend(self, context: Context, ask: Callable[[Recommender], Awaitable[Answer]]) -> Answer | str:
+        """The ranker's answer, else the stand-in's, else why there is none."""
+        left_s = context.left_ms() / 1000
+        reason = await self._asked(self._stages.ranker, ask, max(left_s - _LAST_RESORT_S, left_s / 2))
+        if isinstance(reason, Answer) or self._stages.stand_in is None:
+            return reason
+        answer = await self._asked(self._stages.stand_in, ask, context.left_ms() / 1000)
+        if isinstance(answer, Answer):
+            return replace(answer, degraded=tuple(dict.fromkeys((reason, *answer.degraded))))
+        return reason
+
+    async def _asked(
+        self, ranker: Recommender, ask: Callable[[Recommender], Awaitable[Answer]], within_s: float
+    ) -> Answer | str:
+        """The answer, or the reason why there is none."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await ask(ranker)
+        except TimeoutError:
+            reason = "ranker_timeout"
+        except StageUnreachable as error:
+            reason = error.reason
+        except PlayheadError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever a model does, the viewer gets a page
+            self._log.exception("ranker failed")
+            reason = "ranker_failed"
+        self._metrics.stage_failure("ranking", reason)
+        return reason
+
+    def _rendered(self, context: Context, answer: Answer, degraded: tuple[str, ...]) -> Response:
+        if degraded or answer.degraded:
+            context.degraded = tuple(dict.fromkeys(degraded + answer.degraded))
+            if context.degraded != answer.degraded:
+                answer = replace(answer, degraded=context.degraded)
+        for stage, milliseconds in answer.timings_ms.items():
+            self._metrics.observe(stage, milliseconds / 1000)
+        return Response(answer.body(context.request_id), media_type="application/json")
+
+
+def _refuse_future(events: Sequence[Event]) -> None:
+    """An event dated ahead of its time would lead every trend until then.
+
+    Raises:
+        InvalidInput: names the first such event.
+    """
+    latest = time.time_ns() // 1_000_000 + CLOCK_TOLERANCE_MS
+    for number, event in enumerate(events):
+        if event.ts > latest:
+            raise InvalidInput(
+                field=f"events[{number}].ts",
+                got=event.ts,
+                expected=f"UTC milliseconds, at most {CLOCK_TOLERANCE_MS // 60_000} minutes ahead of now ({latest})",
+                next_step="Correct the player's clock or the unit, and send the batch again.",
+            )
+
+
+def _as_invalid(error: FeaturesError) -> InvalidInput:
+    invalid = InvalidInput(field=error.field, got=None, expected=error.expected, next_step=error.next_step)
+    invalid.got = error.got
+    return invalid

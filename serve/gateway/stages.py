@@ -1,0 +1,115 @@
+"""The stages behind the gateway as it sees them, wherever they run, and what happens when one does not answer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from features.events import Event
+from features.profiles import ProfileFeatures
+from serve.schemas import Answer, HomeQuery
+
+
+class FeatureReader(Protocol):
+    """What is known of a profile."""
+
+    async def read(self, profile_id: str, deadline_ms: float | None = None) -> ProfileFeatures:
+        """The profile's features; never raises for the store's trouble but says so in `degraded`."""
+        ...
+
+
+class Receipt(Protocol):
+    """What became of a batch of events."""
+
+    @property
+    def accepted(self) -> int:
+        """Events that were new."""
+        ...
+
+    @property
+    def duplicates(self) -> int:
+        """Events that had been accepted before."""
+        ...
+
+
+class EventSink(Protocol):
+    """Where events go."""
+
+    async def write(self, events: Sequence[Event]) -> Receipt:
+        """Store the events and apply them to the online features.
+
+        Raises:
+            StoreUnavailable: they cannot be acknowledged.
+        """
+        ...
+
+
+class Recommender(Protocol):
+    """What makes pages."""
+
+    async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
+        """A home page."""
+        ...
+
+    async def similar(self, title_id: str, query: HomeQuery) -> Answer:
+        """Titles like a title.
+
+        Raises:
+            NotFound: the catalogue does not hold it.
+        """
+        ...
+
+
+class StageUnreachable(Exception):
+    """A stage that runs elsewhere gave no answer in time, or none at all.
+
+    Args:
+        reason: goes into the answer's `degraded`, such as `ranker_timeout`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """One model as this replica sees it.
+
+    Attributes:
+        name: the model.
+        version: the version that answers; None while there is none.
+        loaded_ts: when it went live here, UTC milliseconds; None while there is none.
+        state: `live`; `missing` (no version, popular titles instead); `refused` (a newer version was published that
+            cannot be loaded; an older one or popular titles answer); `unreachable` (its stage does not answer).
+        detail: what is wrong, for operators; empty when nothing is.
+    """
+
+    name: str
+    version: str | None
+    loaded_ts: int | None
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """All stages that the gateway's routes call.
+
+    Attributes:
+        features: reads profiles.
+        events: takes events.
+        ranker: makes pages.
+        stand_in: makes pages when the ranker does not answer; None where the ranker runs in this process.
+        prepare: readies the ranker for a profile whose events were just written, so that its next page costs less; None
+            where pages may be made elsewhere.
+        models: which models answer, as last known.
+        not_ready: what this replica still waits for, empty when it may take traffic.
+    """
+
+    features: FeatureReader
+    events: EventSink
+    ranker: Recommender
+    stand_in: Recommender | None
+    prepare: Callable[[ProfileFeatures], None] | None
+    models: Callable[[], Sequence[ModelState]]
+    not_ready: Callable[[], Sequence[str]]

@@ -1,0 +1,134 @@
+"""The command line's surface is frozen: scripts rely on it."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import app
+
+HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openvino", "redis", "httpx", "pydantic"}
+
+SURFACE = {
+    (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "load", "home"},
+    ("data",): {"prepare", "import"},
+    ("train",): {"recommend"},
+    ("eval",): {"recommend"},
+}
+
+OPTIONS = {
+    ("up",): {"--detach", "--placement", "--port", "--data", "--json"},
+    ("down",): {"--json"},
+    ("status",): {"--json"},
+    ("doctor",): {"--port", "--data", "--json"},
+    ("data", "prepare"): {"--json"},
+    ("data", "import"): {"--name", "--json"},
+    ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
+    ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
+    ("models",): {"--json"},
+    ("load",): {"--rps", "--seconds", "--seed", "--url", "--html", "--json"},
+    ("home",): {"--url", "--json"},
+}
+
+
+@pytest.fixture
+def playhead(tmp_path):
+    runner = CliRunner(
+        env={"PLAYHEAD_HOME": str(tmp_path / "home"), "REDIS_URL": "", "RAY_ADDRESS": "", "COLUMNS": "200"}
+    )
+
+    def run(*arguments):
+        return runner.invoke(app, list(arguments))
+
+    return run
+
+
+def last_line(result):
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def commands(group):
+    return {command.name for command in group.registered_commands} | {part.name for part in group.registered_groups}
+
+
+def test_the_verbs():
+    assert commands(app) == SURFACE[()]
+    for part in app.registered_groups:
+        assert commands(part.typer_instance) == SURFACE[(part.name,)]
+
+
+@pytest.mark.parametrize("verb", OPTIONS, ids=" ".join)
+def test_the_options(playhead, verb):
+    result = playhead(*verb, "--help")
+    assert result.exit_code == 0
+    assert set(re.findall(r"--[a-z]+", result.stdout)) == OPTIONS[verb] | {"--help"}
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from deployments.cli import app\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_status_and_down_of_nothing(playhead):
+    status = playhead("status", "--json")
+    assert status.exit_code == 1
+    assert last_line(status) == {"up": False, "ready": False, "stale": False}
+    down = playhead("down", "--json")
+    assert down.exit_code == 0
+    assert last_line(down) == {"ended": 0}
+
+
+def test_doctor_on_a_fresh_machine(playhead):
+    result = playhead("doctor", "--json")
+    assert result.exit_code == 1
+    report = last_line(result)
+    assert report["ok"] is False
+    assert {"part", "verdict", "text", "next_step"} == set(report["findings"][0])
+
+
+def test_models_of_an_empty_home(playhead):
+    result = playhead("models", "--json")
+    assert result.exit_code == 0
+    assert last_line(result) == {"models": []}
+
+
+def test_an_error_is_told_to_people_and_to_scripts(playhead):
+    result = playhead("data", "prepare", "no-such-set", "--json")
+    assert result.exit_code == 1
+    error = last_line(result)["error"]
+    assert error["field"] == "dataset"
+    assert "no-such-set" in error["got"]
+    assert "no-such-set" in result.stderr
+    assert error["next_step"] in result.stderr
+
+
+def test_seeds_that_are_no_numbers(playhead):
+    result = playhead("eval", "recommend", "--seeds", "0,x", "--json")
+    assert result.exit_code == 1
+    assert last_line(result)["error"]["field"] == "seeds"
+
+
+def test_a_home_page_of_a_service_that_is_not_there(playhead):
+    result = playhead("home", "7", "--url", "http://127.0.0.1:1", "--json")
+    assert result.exit_code == 1
+    assert "playhead up" in last_line(result)["error"]["next_step"]
+
+
+def test_an_import_names_what_is_wrong(playhead, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "titles.csv").write_text("title_id,name\n1,One\n")
+    result = playhead("data", "import", str(folder), "--json")
+    assert result.exit_code == 1
+    assert any("events" in problem["file"] for problem in last_line(result)["problems"])
+    assert not (tmp_path / "home" / "data" / "mine").exists()

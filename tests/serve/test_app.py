@@ -1,0 +1,175 @@
+"""The graph in both placements: behind local handles in one process, and once on a real Ray with real HTTP."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from serve.arguments import Arguments
+from serve.schemas import HomePage
+from tests.conftest import free_port
+from tests.serve.gateway.conftest import arguments, opened  # noqa: F401 - a fixture
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray declares its configuration in a way that pydantic deprecates
+    from ray import serve as ray_serve
+
+    from serve.app import FeaturesReplica, RankerReplica, build
+
+
+@pytest.fixture
+def split(arguments: Arguments) -> Iterator[tuple[Arguments, Any, Any]]:  # noqa: F811
+    """Arguments, and handles of the features and ranking stages."""
+    asked = arguments.model_copy(update={"placement": "split", "stage_deadline_ms": 2000.0})
+    handles = [
+        ray_serve.run(
+            ray_serve.deployment(stage, name=stage.__name__).bind(asked),
+            name=stage.__name__,
+            _local_testing_mode=True,
+        )
+        for stage in (FeaturesReplica, RankerReplica)
+    ]
+    yield asked, handles[0], handles[1]
+    handles[1].close.remote().result(timeout_s=10)  # a local replica has no end of its own
+
+
+async def page_of(client: httpx.AsyncClient, profile_id: str = "p1") -> HomePage:
+    answer = await client.get("/v1/home", params={"profile_id": profile_id})
+    assert answer.status_code == 200, answer.text
+    return HomePage.model_validate_json(answer.content)
+
+
+async def play(client: httpx.AsyncClient, title_id: str) -> None:
+    event = {"event_id": f"e-{title_id}", "profile_id": "p1", "title_id": title_id, "kind": "play"}
+    answer = await client.post("/v1/events", json={"events": [event | {"ts": int(time.time() * 1000) - 1000}]})
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("placement", ["fused", "split"])
+def test_the_graph_binds_its_stages(arguments: Arguments, placement: str) -> None:  # noqa: F811
+    application = build(arguments.model_copy(update={"placement": placement}))
+    bound = [
+        argument for argument in application._bound_deployment.init_args if isinstance(argument, type(application))
+    ]
+    names = [application._bound_deployment.name, *(stage._bound_deployment.name for stage in bound)]
+    assert names == (["Gateway"] if placement == "fused" else ["Gateway", "Features", "Ranker"])
+
+
+def test_arguments_that_nobody_knows_are_refused() -> None:
+    with pytest.raises(ValidationError, match="placment"):
+        Arguments.model_validate({"placment": "fused"})
+
+
+async def test_both_placements_make_the_same_page(
+    arguments: Arguments,  # noqa: F811
+    split: tuple[Arguments, Any, Any],
+) -> None:
+    pages = []
+    for given in ((arguments,), split):
+        async with opened(*given) as client:
+            await play(client, "t5")
+            page = await page_of(client)
+            assert page.degraded == ()
+            assert page.rows[0].id == "continue_watching"
+            assert page.rows[0].items[0].title_id == "t5"
+            missing = await client.get("/v1/titles/absent/similar")
+            assert (missing.status_code, missing.json()["errors"][0]["got"]) == (404, "'absent'")
+            pages.append([(row.id, [item.title_id for item in row.items]) for row in page.rows])
+    assert pages[0] == pages[1]
+
+
+async def test_models_of_the_remote_ranker_are_told(split: tuple[Arguments, Any, Any]) -> None:
+    async with opened(*split) as client:
+        deadline = time.monotonic() + 15
+        while True:
+            (model,) = (await client.get("/v1/models")).json()["models"]
+            if model["state"] == "live":
+                break
+            assert time.monotonic() < deadline, model
+            await asyncio.sleep(0.05)
+
+
+SERVE_SCRIPT = """
+import json, sys
+import ray
+from ray import serve
+from serve.app import build
+from serve.arguments import Arguments
+
+arguments = Arguments.model_validate_json(sys.argv[1])
+ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
+serve.run(build(arguments), name="playhead")
+print("up", flush=True)
+for line in sys.stdin:
+    name = line.strip()
+    replicas = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if f"#{name}#" in actor["name"]]
+    for replica in replicas:
+        ray.kill(ray.get_actor(**replica), no_restart=True)
+    print(json.dumps(len(replicas)), flush=True)
+serve.shutdown()
+ray.shutdown()
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.timeout(240)
+def test_on_a_real_ray_a_dead_ranker_costs_the_ranking_and_not_the_answer(arguments: Arguments) -> None:  # noqa: F811
+    asked = arguments.model_copy(update={"placement": "split", "stage_deadline_ms": 300.0})
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVE_SCRIPT, asked.model_dump_json(), str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        while (line := process.stdout.readline()) != "up\n":
+            assert line, "Serve did not come up"
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+
+            def page() -> HomePage:
+                answer = client.get("/v1/home?profile_id=p1", headers={"x-request-id": "r-7"})
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-request-id"] == "r-7"
+                return HomePage.model_validate_json(answer.content)
+
+            deadline = time.monotonic() + 60
+            while page().degraded != ("unknown_profile",):
+                assert time.monotonic() < deadline, page().degraded
+            process.stdin.write("Ranker\n")
+            process.stdin.flush()
+            assert int(process.stdout.readline()) == 1
+            degraded = set()
+            for _ in range(5):
+                started = time.monotonic()
+                found = page()
+                assert time.monotonic() - started < 1.0, "a dead stage held the answer up"
+                assert found.rows, "the stand-in made no page"
+                degraded |= set(found.degraded)
+            assert degraded & {"ranker_timeout", "ranker_unreachable"}
+            deadline = time.monotonic() + 90
+            while page().degraded != ("unknown_profile",):  # Serve starts another replica
+                assert time.monotonic() < deadline, page().degraded
+                time.sleep(0.2)
+            refused = client.post("/v1/events", content=b"{", headers={"content-type": "application/json"})
+            assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
+        process.stdin.close()
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        process.stdout.close()

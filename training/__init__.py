@@ -1,0 +1,1 @@
+"""Offline jobs: data in, gated model artifacts out."""

@@ -1,0 +1,1 @@
+"""Recommendation: sequence encoder, retrieval over the whole catalogue and multi-objective ranker."""
