@@ -24,7 +24,12 @@ from deployments.state import RunFolder, StackError, StackState
 
 def parts(settings):
     """The recorded parts of a home's stack."""
-    state = StackState.read(RunFolder(settings.home))
+    return parts_of(RunFolder(settings.home))
+
+
+def parts_of(folder):
+    """The same by its folder."""
+    state = StackState.read(folder)
     return {} if state is None else dict(state.parts)
 
 
@@ -65,6 +70,17 @@ class Held:
         (state,) = self.wait(lambda: [line["ready"] for line in self.told if "ready" in line], "ready")
         return StackState.from_json(state)
 
+    def open_ports(self):
+        """Ports that it listens on at one look, none of them open to the network.
+
+        Serve replaces HAProxy's process whenever replicas change. A look takes a while, so it may know only the process
+        that has just handed its port over: what must be there is waited for, what must not be there never is.
+        """
+        held = [*members(parts_of(self.folder)), psutil.Process(self.process.pid)]
+        found = listeners(process.pid for process in held)
+        assert [entry for entry in found if not entry.local] == []
+        return {entry.port for entry in found}
+
     def end(self, number):
         self.process.send_signal(number)
         status = self.process.wait(60)
@@ -96,9 +112,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
     assert answer == {"home": str(home_settings.home), "redis_url": state.redis_url, "dataset": "d"}
 
     # nothing is open to the network
-    open_ports = listeners(process.pid for process in [*members(state.parts), psutil.Process(held.process.pid)])
-    assert {port, valkey_port(state)} <= {entry.port for entry in open_ports}
-    assert [entry for entry in open_ports if not entry.local] == []
+    held.wait(lambda: {port, valkey_port(state)} <= held.open_ports(), "HAProxy's and Valkey's ports", 30)
 
     # a second one is refused, and the first does not notice
     with pytest.raises(StackError, match="already up"):
@@ -154,6 +168,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
     held.wait(lambda: parts(home_settings)["ray"].pid != state.parts["ray"].pid, "another Ray", 20)
     assert members({"ray": state.parts["ray"]}) == []
     held.wait(lambda: answers(f"{state.url}/readyz"), "an answer")
+    held.wait(lambda: {port, valkey_port(state)} <= held.open_ports(), "HAProxy's and Valkey's ports", 30)
 
     everything = members(parts(home_settings))
     assert len(everything) > 8  # Ray's many, HAProxy, replicas
