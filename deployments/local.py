@@ -19,7 +19,7 @@ from typing import Final
 from deployments import network, placement, processes, valkey
 from deployments.cluster import ClusterRequest, ray_environment
 from deployments.leftovers import clean, discard
-from deployments.network import readiness
+from deployments.network import readiness, silence
 from deployments.parts import Cluster, Preparation, start_worker
 from deployments.processes import ENDING_GRACE_S, Child, ProcessRecord
 from deployments.progress import LineReporter, Moment, Notice, Reporter, phase
@@ -62,6 +62,39 @@ class StackOptions:
     prepare: bool = True
     redis_url: str | None = None
     ray_address: str | None = None
+
+
+class Vigil:
+    """Tells a service that has more to do than it can from one that is dead.
+
+    A restart takes longer than most rushes and refuses everybody meanwhile. So one that answers anything by HTTP, late
+    or with a refusal, is left alone, unless Serve itself has called the application failed for as long as silence may
+    last.
+
+    Args:
+        tell: told when the service stops taking traffic, and when it takes it again.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._well = True
+        self._alive_at = time.monotonic()
+
+    def look(self, url: str, failure: str) -> str | None:
+        """Ask the service how it is; why it must be started again, None if it need not.
+
+        Args:
+            url: of the service.
+            failure: what Serve says while it calls the application failed; else empty.
+        """
+        trouble = readiness(url)
+        dead = None if trouble is None else failure or silence(url)
+        if (trouble is None) != self._well:
+            self._well = trouble is None
+            self._tell("takes traffic again" if trouble is None else f"does not take all traffic ({trouble})")
+        if dead is None:
+            self._alive_at = time.monotonic()
+        return dead if time.monotonic() - self._alive_at > _SILENCE_S else None
 
 
 class Stack:
@@ -142,21 +175,21 @@ class Stack:
             StackError: a part died again and again.
             Interrupted: by the signal handler.
         """
-        answered = asked = time.monotonic()
+        vigil, asked = self._vigil(), time.monotonic()
         while True:
             time.sleep(_LOOK_S)
             for name, child in list(self._children.items()):
                 status = child.exit_status()
                 if status is not None:
                     self._restart(name, f"ended (status {status})")
-                    answered = time.monotonic()
+                    vigil = self._vigil()
             if time.monotonic() - asked > _ASKING_S:
-                trouble, asked = readiness(self.state.url), time.monotonic()
-                if trouble is None:
-                    answered = asked
-                elif asked - answered > _SILENCE_S:
+                assert self._cluster is not None
+                trouble = vigil.look(self.state.url, self._cluster.failure)
+                if trouble is not None:
                     self._restart("ray", f"does not answer ({trouble})")
-                    answered = time.monotonic()
+                    vigil = self._vigil()
+                asked = time.monotonic()
 
     def close(self) -> None:
         """End everything that was started and nothing else; what runs elsewhere is left alone."""
@@ -175,6 +208,9 @@ class Stack:
                 expected="all ended",
                 next_step="End them by hand: the system refused to.",
             )
+
+    def _vigil(self) -> Vigil:
+        return Vigil(lambda text: self._reporter.tell(Notice(phase="serve", moment=Moment.NOTE, text=text)))
 
     def _bindings(self, redis_url: str) -> placement.Bindings:
         return placement.Bindings(

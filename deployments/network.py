@@ -1,5 +1,6 @@
 """Ports of this machine: which are free, who holds one, which are open to others, and who answers."""
 
+import http.client
 import socket
 import urllib.error
 import urllib.request
@@ -110,5 +111,17 @@ def readiness(url: str, *, timeout_s: float = 2.0) -> str | None:
             return None if answer.status == 200 else f"status {answer.status}"
     except urllib.error.HTTPError as error:
         return f"status {error.code}: {error.read(300).decode(errors='replace')}"
-    except OSError as error:
-        return str(getattr(error, "reason", error))
+    except (OSError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+
+
+def silence(url: str, *, timeout_s: float = 10.0) -> str | None:
+    """Ask a service whether anybody answers there at all; None for any HTTP answer, be it a refusal, else why not."""
+    try:
+        with open_url(f"{url}/healthz", timeout_s):
+            return None
+    except urllib.error.HTTPError as error:
+        error.close()
+        return None
+    except (OSError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__

@@ -146,6 +146,7 @@ class Cluster(TalkingPart):
     Attributes:
         address: of Ray; empty until it is known.
         listens_at: host and port of Serve's ingress; port 0 until they are known.
+        failure: what Serve says while it calls the application failed; empty while it does not.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Cluster(TalkingPart):
         """
         self.address = ""
         self.listens_at = ("", 0)
+        self.failure = ""
         self._reporter = reporter
         self._began = time.perf_counter()
         self._running = False
@@ -203,6 +205,9 @@ class Cluster(TalkingPart):
         )
 
     def _note(self, told: dict[str, Any]) -> None:
+        if "state" in told:
+            text = f"{told['state']}: {str(told.get('message', ''))[:300]}"
+            self.failure = text if told["event"] in {"trouble", "failed"} else ""
         if told["event"] == "connected":
             self.address = str(told["address"])
         elif told["event"] == "serving":
@@ -210,8 +215,7 @@ class Cluster(TalkingPart):
             seconds = time.perf_counter() - self._began
             self._reporter.tell(Notice(phase="ray", moment=Moment.DONE, text=self.address, seconds=seconds))
         elif self._running and told["event"] in {"trouble", "failed"}:
-            text = f"{told.get('state')}: {str(told.get('message', ''))[:300]}"
-            self._reporter.tell(Notice(phase="serve", moment=Moment.NOTE, text=text))
+            self._reporter.tell(Notice(phase="serve", moment=Moment.NOTE, text=self.failure))
 
 
 def start_worker(folder: RunFolder, environment: Mapping[str, str]) -> Child:

@@ -1,9 +1,14 @@
+import contextlib
 import os
 import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from deployments.network import Listener, free_ports, holder, is_free, listeners
+from deployments import local
+from deployments.network import Listener, free_ports, holder, is_free, listeners, readiness, silence
 
 
 @pytest.fixture
@@ -53,3 +58,111 @@ def test_listeners_of_a_process(taken):
 )
 def test_what_others_can_reach(address, local):
     assert Listener(address, 1, None, "").local is local
+
+
+@pytest.fixture
+def service():
+    """A service that answers what the test says, after as long as it says: (its answers, its URL)."""
+    answers = {"status": 200, "after_s": 0.0}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            time.sleep(answers["after_s"])
+            with contextlib.suppress(OSError):  # who asked may not have waited
+                self.send_response(answers["status"])
+                self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield answers, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("status", [200, 404, 500, 503])
+def test_any_http_answer_breaks_the_silence(service, status):
+    answers, url = service
+    answers["status"] = status
+    assert silence(url) is None
+    assert (readiness(url) is None) == (status == 200)
+
+
+def test_a_late_answer_breaks_the_silence_in_time_only(service):
+    answers, url = service
+    answers["after_s"] = 0.3
+    assert silence(url, timeout_s=5) is None
+    assert "timed out" in silence(url, timeout_s=0.05)
+
+
+def test_nobody_and_one_who_speaks_no_http_are_silent():
+    (nobody,) = free_ports(1)
+    assert "refused" in silence(f"http://127.0.0.1:{nobody}")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def hang_up():
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1000)
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert silence(url)
+        assert readiness(url)
+        thread.join()
+
+
+class TestVigil:
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch):
+        monkeypatch.setattr(local, "_SILENCE_S", 0.3)
+
+    @pytest.fixture
+    def told(self):
+        return []
+
+    @pytest.fixture
+    def vigil(self, told):
+        return local.Vigil(told.append)
+
+    @staticmethod
+    def watched(vigil, url, failure="", seconds=1.0):
+        """The first reason for a restart within a time well over the silence that is allowed."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if (found := vigil.look(url, failure)) is not None:
+                return found
+            time.sleep(0.02)
+        return None
+
+    def test_overload_is_told_and_left_alone(self, service, vigil, told):
+        answers, url = service
+        answers["status"] = 503
+        assert self.watched(vigil, url) is None
+        assert len(told) == 1
+        assert "503" in told[0]
+        answers["status"] = 200
+        assert vigil.look(url, "") is None
+        assert told[1:] == ["takes traffic again"]
+
+    def test_silence_is_borne_for_a_while_and_then_ends_in_a_restart(self, vigil):
+        (nobody,) = free_ports(1)
+        assert vigil.look(f"http://127.0.0.1:{nobody}", "") is None
+        assert "refused" in self.watched(vigil, f"http://127.0.0.1:{nobody}")
+
+    def test_what_serve_calls_failed_is_started_again_though_its_ingress_answers(self, service, vigil):
+        answers, url = service
+        answers["status"] = 503
+        assert self.watched(vigil, url, "UNHEALTHY: no replica starts") == "UNHEALTHY: no replica starts"
+
+    def test_what_takes_traffic_is_left_alone_whatever_serve_says(self, service, vigil, told):
+        assert self.watched(vigil, service[1], "UNHEALTHY: one of many replicas") is None
+        assert told == []
