@@ -1,0 +1,1 @@
+"""Bitrate decisions offline: simulator, traces, titles, QoE, references, the policy's training and its evaluation."""

@@ -1,0 +1,16 @@
+"""Loops over sessions and trace rows, compiled by numba.
+
+Compiled code is cached beside the bytecode (`__pycache__`), so that only the first run after a change compiles.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def compiled(function: Function) -> Function:
+    """The function as machine code; it may call other compiled functions, and keeps its type."""
+    return cast("Function", numba.njit(cache=True, error_model="numpy")(function))
