@@ -1,15 +1,16 @@
 """The graph: which stages there are, and where each of them runs.
 
     Gateway (HTTP) -> features -> ranker         placement `fused`: all in the gateway's process
-                   -> events                     placement `split`: Features and Ranker are deployments of their own,
-                                                 behind handles with deadlines; a stand-in answers when they do not
+                   -> events                     placement `split`: Features, Ranker and Planner are deployments of
+                   -> lookups -> planner         their own, behind handles with deadlines; a stand-in answers when they
+                                                 do not: popular titles, the simple bitrate rule
 
 Serve config: import_path `serve.app:build`, args as in serve.arguments.Arguments. How many replicas, on what, is the
 config's business (deployments/serve/*.yaml). Stages know nothing of Ray; only this module does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -23,12 +24,15 @@ from features.stream import EventWriter
 from serve import logs
 from serve.arguments import Arguments
 from serve.background import every, running
+from serve.bitrate.observations import Observations
+from serve.bitrate.planner import BitratePlanner, NoPlan, Plan
+from serve.bitrate.segments import FeatureLookups
 from serve.errors import PlayheadError
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
-from serve.gateway.remote import RemoteFeatures, RemoteRanker, RemoteStage
+from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
 from serve.gateway.stages import ModelState, Stages
-from serve.live import LiveRanker, Sources
+from serve.live import LiveModel, LiveRanker, Sources
 from serve.metrics import Metrics
 from serve.ranking import Ranker, RankerSettings
 from serve.schemas import Answer, HomeQuery
@@ -45,11 +49,17 @@ def build(arguments: Arguments) -> ray_serve.Application:
         return gateway.bind(arguments)
     features = ray_serve.deployment(FeaturesReplica, name="Features", logging_config=quiet)
     ranker = ray_serve.deployment(RankerReplica, name="Ranker", logging_config=quiet)
-    return gateway.bind(arguments, features.bind(arguments), ranker.bind(arguments))
+    planner = ray_serve.deployment(PlannerReplica, name="Planner", logging_config=quiet)
+    return gateway.bind(arguments, features.bind(arguments), ranker.bind(arguments), planner.bind(arguments))
 
 
 async def open_gateway(
-    arguments: Arguments, features: Any = None, ranker: Any = None, *, server_echoes_id: bool = False
+    arguments: Arguments,
+    features: Any = None,
+    ranker: Any = None,
+    planner: Any = None,
+    *,
+    server_echoes_id: bool = False,
 ) -> Entrance:
     """The gateway's ASGI application, ready to answer; its lifespan runs and ends what works beside the requests.
 
@@ -57,6 +67,7 @@ async def open_gateway(
         arguments: how it runs.
         features: handle of the Features deployment, in the split placement.
         ranker: handle of the Ranker deployment, in the split placement.
+        planner: handle of the Planner deployment, in the split placement.
         server_echoes_id: whether the server around the application answers with X-Request-ID.
 
     Raises:
@@ -67,34 +78,49 @@ async def open_gateway(
     metrics = Metrics()
     live = _live_ranker(arguments, metrics, with_model=ranker is None)
     await live.start()
-    reader, writer = OnlineFeatures(settings), EventWriter(settings)
-    fused = Stages(
+    reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
+    here, policy = _live_planner(arguments, metrics)
+    stages = Stages(
         features=reader,
         events=writer,
         ranker=live.ranker,
         stand_in=None,
         prepare=live.ranker.prepare if arguments.encode_ahead else None,
-        models=lambda: live.states,
+        planner=here,
+        lookups=lookups,
+        models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
-    stages, beside = fused, [live.run, lambda: every(_FLUSH_S, metrics.flush)]
-    if ranker is not None:
-        remote = RemoteRanker(RemoteStage("ranker", ranker, arguments.stage_deadline_ms), arguments.model)
+    beside = [live.run, lambda: every(_FLUSH_S, metrics.flush)]
+    told: list[Callable[[], Sequence[ModelState]]] = []
+    if ranker is None:
+        told.append(lambda: live.states)
+    else:
+        pages = RemoteRanker(RemoteStage("ranker", ranker, arguments.stage_deadline_ms), arguments.model)
         stages = replace(
-            fused,
+            stages,
             features=RemoteFeatures(RemoteStage("features", features, arguments.stage_deadline_ms)),
-            ranker=remote,
+            ranker=pages,
             stand_in=live.ranker,
             prepare=None,
-            models=lambda: remote.states,
         )
-        beside.append(lambda: every(_STATES_S, remote.ask_states))
+        told.append(lambda: pages.states)
+        beside.append(lambda: every(_STATES_S, pages.ask_states))
+    if planner is None:
+        await policy.look()
+        told.append(lambda: (policy.state,))
+        beside.append(policy.run)
+    else:
+        plans = RemotePlanner(RemoteStage("planner", planner, arguments.stage_deadline_ms), arguments.bitrate_model)
+        stages = replace(stages, planner=plans)
+        told.append(lambda: plans.states)
+        beside.append(lambda: every(_STATES_S, plans.ask_states))
 
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
         async with running(*beside):
             yield
-        await asyncio.gather(live.close(), reader.close(), writer.close())
+        await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close())
         metrics.close()
 
     return create(
@@ -112,10 +138,10 @@ class GatewayReplica:
     """A replica of the gateway."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, arguments: Arguments, features: Any = None, ranker: Any = None
+        self, arguments: Arguments, features: Any = None, ranker: Any = None, planner: Any = None
     ) -> None:
         logs.configure(arguments.log_level)
-        self._entrance = await open_gateway(arguments, features, ranker, server_echoes_id=True)
+        self._entrance = await open_gateway(arguments, features, ranker, planner, server_echoes_id=True)
 
     def __serve_build_asgi_app__(self) -> Entrance:
         return self._entrance
@@ -172,15 +198,57 @@ class RankerReplica:
         await self.close()
 
 
+class PlannerReplica:
+    """A replica of the bitrate planner. Reasons for having no plan are returned, so that they arrive as they were."""
+
+    async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Serve awaits it
+        logs.configure(arguments.log_level)
+        self._metrics = Metrics()
+        self._planner, self._policy = _live_planner(arguments, self._metrics)
+        await self._policy.look()
+        self._background = asyncio.create_task(self._run())
+
+    async def plan(self, observations: Observations) -> Plan | str:
+        """The plan for a batch of sessions, or why there is none."""
+        try:
+            return await self._planner.plan_for(observations)
+        except NoPlan as error:
+            return error.reason
+
+    async def model_states(self) -> tuple[ModelState, ...]:
+        """The model that answers here."""
+        return (self._policy.state,)
+
+    async def _run(self) -> None:
+        async with running(self._policy.run):
+            await every(_FLUSH_S, self._metrics.flush)
+
+    async def close(self) -> None:
+        """End what works beside the requests."""
+        self._background.cancel()
+        await asyncio.gather(self._background, return_exceptions=True)
+        self._metrics.close()
+
+    async def __del__(self) -> None:
+        await self.close()
+
+
+def _live_planner(arguments: Arguments, metrics: Metrics) -> tuple[BitratePlanner, LiveModel]:
+    """A planner, and what keeps its policy current."""
+    planner = BitratePlanner(device=arguments.device, threads=arguments.threads)
+    models = arguments.settings().models
+    return planner, LiveModel(planner, models, arguments.bitrate_model, arguments.champion_poll_s, metrics)
+
+
 def _live_ranker(arguments: Arguments, metrics: Metrics, *, with_model: bool) -> LiveRanker:
     settings = arguments.settings()
     sources = Sources(
         titles=settings.datasets / arguments.dataset / "titles.parquet",
-        models=settings.models if with_model else None,
-        model=arguments.model,
         catalogue_poll_s=arguments.catalogue_poll_s,
         title_stats_poll_s=arguments.title_stats_poll_s,
-        champion_poll_s=arguments.champion_poll_s,
     )
     ranker = Ranker(RankerSettings(device=arguments.device, threads=arguments.threads))
-    return LiveRanker(ranker, sources, TitleStatistics(settings), metrics)
+    model = (
+        LiveModel(ranker, settings.models, arguments.model, arguments.champion_poll_s, metrics) if with_model else None
+    )
+    return LiveRanker(ranker, sources, TitleStatistics(settings), metrics, model)

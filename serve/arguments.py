@@ -20,9 +20,11 @@ class Arguments(BaseModel):
     """How the application runs; numbers of replicas and their resources are Serve's own options.
 
     Attributes:
-        placement: `fused` runs features and ranker in the gateway's process; `split` as deployments of their own.
+        placement: `fused` runs features, ranker and bitrate planner in the gateway's process; `split` as deployments
+            of their own.
         dataset: which prepared data set is the catalogue.
         model: which model's champion ranks.
+        bitrate_model: which model's champion decides bitrates.
         encode_ahead: whether a replica that took a profile's events readies its ranker for that profile's next page.
         device: where the engines run: cpu, torch, cuda or auto.
         threads: threads of an engine.
@@ -45,6 +47,7 @@ class Arguments(BaseModel):
     placement: Literal["fused", "split"] = "fused"
     dataset: str = Field(default="ml-100k", pattern=r"^[A-Za-z0-9_.-]+$")
     model: str = Field(default="recommend", pattern=r"^[A-Za-z0-9_-]+$")
+    bitrate_model: str = Field(default="bitrate", pattern=r"^[A-Za-z0-9_-]+$")
     encode_ahead: bool = True
     device: Literal["cpu", "torch", "cuda", "auto"] = "cpu"
     threads: int = Field(default=1, ge=1, le=64)

@@ -1,4 +1,4 @@
-"""Keeping a ranker current while it serves: the catalogue's file, the titles' statistics, the champion model.
+"""Keeping stages current while they serve: the champion of each model, the catalogue's file, the titles' statistics.
 
 Each is looked at now and then; what is new is loaded and tried out beside the requests and then swapped in. What cannot
 be loaded is refused with a log line and a count, and what was there before keeps answering.
@@ -8,7 +8,7 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from features.errors import FeaturesError
 from features.popularity import TitleStatistics
@@ -30,25 +30,94 @@ _RETRY_S: Final = 30.0
 """A refused model is tried again after so many seconds."""
 
 
+class HasModel(Protocol):
+    """A stage that answers with a model's version."""
+
+    @property
+    def version(self) -> str | None:
+        """The version that answers; None without one."""
+        ...
+
+    async def load(self, path: Path) -> str:
+        """Make the artifact in this folder answer; what it raises leaves the one before in its place."""
+        ...
+
+
+class LiveModel:
+    """A stage's model and what keeps it the champion. Belongs to one event loop.
+
+    Args:
+        stage: loads the versions.
+        models: folder of model artifacts.
+        name: of the model.
+        poll_s: seconds between looks at the champion.
+        metrics: where versions and refusals are shown.
+
+    Attributes:
+        state: the version that answers, and what is wrong with the one that should.
+    """
+
+    def __init__(self, stage: HasModel, models: Path, name: str, poll_s: float, metrics: Metrics) -> None:
+        self.state = ModelState(name=name, version=None, loaded_ts=None, state="missing")
+        self._stage = stage
+        self._models = models
+        self._name = name
+        self._poll_s = poll_s
+        self._metrics = metrics
+        self._log = get("live")
+        self._mark: _Mark = None
+        self._retry_at_s = 0.0
+
+    async def run(self) -> None:
+        """Look at the champion now and then, until cancelled."""
+        await every(self._poll_s, self.look)
+
+    async def look(self) -> None:
+        """Load the champion if the pointer was written since last time, or if it was refused a while ago.
+
+        What was wrong may have passed: a disk that came back, an artifact copied again.
+        """
+        name = self._name
+        mark = await asyncio.to_thread(_mark, self._models / name / CHAMPION)
+        again = self.state.state == "refused" and time.monotonic() >= self._retry_at_s
+        if mark == self._mark and not again:
+            return
+        self._mark = mark
+        before = self._stage.version
+        try:
+            path = await asyncio.to_thread(read_champion, self._models, name)
+            if path is None:
+                return
+            if path.name != before:
+                await self._stage.load(path)
+        except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
+            detail = str(error)[:_ERROR_LENGTH]
+            self.state = replace(self.state, state="refused", detail=detail)
+            self._retry_at_s = time.monotonic() + _RETRY_S
+            self._metrics.model_refused(name)
+            self._log.error("model refused", extra={"model": name, "still": before, "error": detail})
+            return
+        loaded_ts = self.state.loaded_ts if path.name == before else time.time_ns() // 1_000_000
+        self.state = replace(self.state, version=self._stage.version, loaded_ts=loaded_ts, state="live", detail="")
+        if before is not None:
+            self._metrics.model_live(name, before, live=False)
+        self._metrics.model_live(name, path.name, live=True)
+        self._log.info("model live", extra={"model": name, "version": path.name, "before": before})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sources:
     """Where a ranker's parts come from, and how often they are looked at.
 
     Attributes:
         titles: the catalogue's titles.parquet.
-        models: folder of model artifacts; None for a ranker that goes without a model.
-        model: name of the model.
         catalogue_poll_s: seconds between looks at the catalogue.
         title_stats_poll_s: seconds between reads of the statistics.
-        champion_poll_s: seconds between looks at the champion.
     """
 
     titles: Path
-    models: Path | None
-    model: str
     catalogue_poll_s: float
     title_stats_poll_s: float
-    champion_poll_s: float
 
 
 class LiveRanker:
@@ -58,29 +127,35 @@ class LiveRanker:
         ranker: starts empty.
         sources: where its parts come from.
         statistics: reads the titles' statistics.
-        metrics: where ages, versions and refusals are shown.
+        metrics: where ages are shown.
+        model: keeps its model current; None for a ranker that goes without.
 
     Attributes:
         ranker: makes pages; the same object for ever.
     """
 
-    def __init__(self, ranker: Ranker, sources: Sources, statistics: TitleStatistics, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        ranker: Ranker,
+        sources: Sources,
+        statistics: TitleStatistics,
+        metrics: Metrics,
+        model: LiveModel | None = None,
+    ) -> None:
         self.ranker = ranker
+        self._model = model
         self._sources = sources
         self._statistics = statistics
         self._metrics = metrics
         self._log = get("live")
         self._catalogue_mark: _Mark = None
-        self._champion_mark: _Mark = None
-        self._retry_at_s = 0.0
         self._memory: object = None
         self._counted = (0, 0)
-        self._state = ModelState(name=sources.model, version=None, loaded_ts=None, state="missing")
 
     @property
     def states(self) -> tuple[ModelState, ...]:
         """The model that answers, and what is wrong with the one that should."""
-        return () if self._sources.models is None else (self._state,)
+        return () if self._model is None else (self._model.state,)
 
     async def start(self) -> None:
         """Load all there is. A model or statistics that cannot be had leave the ranker without them.
@@ -91,7 +166,8 @@ class LiveRanker:
         self._catalogue_mark = await asyncio.to_thread(_mark, self._sources.titles)
         await self._show_catalogue()
         await self.look_at_statistics()
-        await self.look_at_champion()
+        if self._model is not None:
+            await self._model.look()
 
     async def run(self) -> None:
         """Look at everything now and then, until cancelled."""
@@ -100,8 +176,8 @@ class LiveRanker:
             group.create_task(every(_COUNT_S, self._count_memory))
             group.create_task(every(sources.catalogue_poll_s, self.look_at_catalogue))
             group.create_task(every(sources.title_stats_poll_s, self.look_at_statistics))
-            if sources.models is not None:
-                group.create_task(every(sources.champion_poll_s, self.look_at_champion))
+            if self._model is not None:
+                group.create_task(self._model.run())
 
     async def look_at_catalogue(self) -> None:
         """Show the catalogue's file if it is another one than last time."""
@@ -127,40 +203,6 @@ class LiveRanker:
         now = time.time()
         await self.ranker.note(stats, int(now * 1000))
         self._metrics.refreshed("title_stats", now)
-
-    async def look_at_champion(self) -> None:
-        """Load the champion if the pointer was written since last time, or if it was refused a while ago.
-
-        What was wrong may have passed: a disk that came back, an artifact copied again.
-        """
-        models, name = self._sources.models, self._sources.model
-        if models is None:
-            return
-        mark = await asyncio.to_thread(_mark, models / name / CHAMPION)
-        again = self._state.state == "refused" and time.monotonic() >= self._retry_at_s
-        if mark == self._champion_mark and not again:
-            return
-        self._champion_mark = mark
-        before = self.ranker.version
-        try:
-            path = await asyncio.to_thread(read_champion, models, name)
-            if path is None:
-                return
-            if path.name != before:
-                await self.ranker.load(path)
-        except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
-            detail = str(error)[:_ERROR_LENGTH]
-            self._state = replace(self._state, state="refused", detail=detail)
-            self._retry_at_s = time.monotonic() + _RETRY_S
-            self._metrics.model_refused(name)
-            self._log.error("model refused", extra={"model": name, "still": before, "error": detail})
-            return
-        loaded_ts = self._state.loaded_ts if path.name == before else time.time_ns() // 1_000_000
-        self._state = replace(self._state, version=self.ranker.version, loaded_ts=loaded_ts, state="live", detail="")
-        if before is not None:
-            self._metrics.model_live(name, before, live=False)
-        self._metrics.model_live(name, path.name, live=True)
-        self._log.info("model live", extra={"model": name, "version": path.name, "before": before})
 
     async def close(self) -> None:
         """Close the connection to the store."""

@@ -19,8 +19,9 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-STAGES: Final = ("gateway", "features", "ranking", "encoder", "ranker", "page", "events")
-"""Parts of an answer's way: gateway is the whole request; ranking holds encoder, ranker and page."""
+STAGES: Final = ("gateway", "features", "ranking", "encoder", "ranker", "page", "events", "bitrate")
+"""Parts of an answer's way: gateway is the whole request; ranking holds encoder, ranker and page; bitrate
+is from readable sessions to decisions."""
 
 BUCKETS_S: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075,
@@ -89,6 +90,12 @@ class Metrics:
                 "playhead_cache", "Cache look-ups by outcome.", ["cache", "outcome"], registry=self.registry
             ),
             "events": Counter("playhead_events", "Events by outcome.", ["outcome"], registry=self.registry),
+            "decisions": Counter(
+                "playhead_bitrate_decisions",
+                "Bitrate decisions by what made them: the model, or the simple rule.",
+                ["source"],
+                registry=self.registry,
+            ),
             "refused": Counter(
                 "playhead_model_refused", "Model versions that were not taken live.", ["model"], registry=self.registry
             ),
@@ -140,6 +147,13 @@ class Metrics:
         """Count written events."""
         self._pending["events", "accepted"] += accepted
         self._pending["events", "duplicate"] += duplicates
+
+    def decisions(self, *, model: int, rule: int) -> None:
+        """Count bitrate decisions."""
+        if model:
+            self._pending["decisions", "model"] += model
+        if rule:
+            self._pending["decisions", "rule"] += rule
 
     def stage_failure(self, stage: str, kind: str) -> None:
         """Count a stage's failure, by the kind of error."""

@@ -11,7 +11,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
+from serve.bitrate.decisions import Decider
+from serve.bitrate.schemas import BitrateBatch
 from serve.errors import PlayheadError
+from serve.gateway.bitrate import BitrateRoutes
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
 from serve.gateway.ops import OpsRoutes
@@ -63,6 +66,7 @@ def create(
     )
     app.router.route_class = ModelRoute
     PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
+    BitrateRoutes(Decider(stages.planner, stages.lookups, metrics)).add_to(app)
     OpsRoutes(stages, metrics).add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:
@@ -100,9 +104,10 @@ def _openapi(app: FastAPI, *, bearer: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas.update(problem.pop("$defs"))
-        schemas["Problem"] = problem
+        for model in (Problem, BitrateBatch):  # what no route's signature names
+            described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(described.pop("$defs"))
+            schemas[model.__name__] = described
         if bearer:
             document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{"token": []}]

@@ -27,8 +27,8 @@ class Model(BaseModel):
         name: the model.
         version: the version that answers; null while there is none.
         loaded_ts: when it went live on this replica, UTC milliseconds; null while there is none.
-        state: `live`; `missing` (none yet: popular titles answer); `refused` (the newest cannot be loaded: the one
-            before answers); `unreachable` (its stage does not answer).
+        state: `live`; `missing` (none yet: popular titles, or the simple bitrate rule, answer); `refused` (the newest
+            cannot be loaded: the one before answers); `unreachable` (its stage does not answer).
         detail: what is wrong; empty when nothing is.
     """
 

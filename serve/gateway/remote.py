@@ -7,10 +7,12 @@ a probe now and then, until one succeeds.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from features.profiles import ProfileFeatures
+from serve.bitrate.planner import NoPlan, Plan
+from serve.bitrate.sessions import Session, observe
 from serve.errors import PlayheadError
 from serve.gateway.stages import ModelState, StageUnreachable
 from serve.logs import get
@@ -140,21 +142,35 @@ class RemoteFeatures:
         return found
 
 
-class RemoteRanker:
-    """Makes pages through the Ranker deployment.
+class RemoteModel:
+    """A deployment that answers with a model.
 
     Args:
         stage: the deployment.
-        model: name of the model that it ranks with.
+        model: name of the model.
 
     Attributes:
-        states: which model answers there, as last heard.
+        states: which version answers there, as last heard.
     """
 
     def __init__(self, stage: RemoteStage, model: str) -> None:
         self._stage = stage
         self._model = model
         self.states: tuple[ModelState, ...] = (self._unreachable("not asked yet"),)
+
+    async def ask_states(self) -> None:
+        """Ask which version answers there; it is unreachable where nobody says."""
+        try:
+            self.states = tuple(await self._stage.call("model_states"))
+        except StageUnreachable as error:
+            self.states = (self._unreachable(error.reason),)
+
+    def _unreachable(self, why: str) -> ModelState:
+        return ModelState(name=self._model, version=None, loaded_ts=None, state="unreachable", detail=why)
+
+
+class RemoteRanker(RemoteModel):
+    """Makes pages through the Ranker deployment."""
 
     async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
         """A home page.
@@ -175,12 +191,20 @@ class RemoteRanker:
         answer: Answer = await self._stage.call("similar", title_id, query)
         return answer
 
-    async def ask_states(self) -> None:
-        """Ask which model answers there; it is unreachable where nobody says."""
-        try:
-            self.states = tuple(await self._stage.call("model_states"))
-        except StageUnreachable as error:
-            self.states = (self._unreachable(error.reason),)
 
-    def _unreachable(self, why: str) -> ModelState:
-        return ModelState(name=self._model, version=None, loaded_ts=None, state="unreachable", detail=why)
+class RemotePlanner(RemoteModel):
+    """Plans through the Planner deployment; the sessions are read and laid out here."""
+
+    async def plan(self, sessions: Sequence[Session], within_s: float) -> Plan:
+        """Plan for sessions with at least one rung each.
+
+        Raises:
+            NoPlan: the deployment has no policy, or does not answer.
+        """
+        try:
+            plan: Plan | str = await self._stage.call("plan", observe(sessions), deadline_ms=within_s * 1000)
+        except StageUnreachable as error:
+            raise NoPlan(error.reason) from error
+        if isinstance(plan, str):
+            raise NoPlan(plan)
+        return plan

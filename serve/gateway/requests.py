@@ -114,6 +114,19 @@ async def read_body(request: Request, model: type[M], limit_bytes: int) -> M:
             expected="application/json",
             next_step="Send JSON with the header Content-Type: application/json.",
         )
+    try:
+        return model.model_validate_json(await read_bytes(request, limit_bytes))
+    except ValidationError as error:
+        raise refused(error, model) from error
+
+
+async def read_bytes(request: Request, limit_bytes: int) -> bytes:
+    """The body; one over the limit is refused without reading the rest.
+
+    Raises:
+        TooLarge: more than `limit_bytes`, declared or sent.
+        BodyTimeout: the deadline came first.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit_bytes:
         raise _too_large(f"{declared[:20]} bytes", limit_bytes)
@@ -133,10 +146,7 @@ async def read_body(request: Request, model: type[M], limit_bytes: int) -> M:
             expected="the whole body before the deadline",
             next_step="Send it faster, in smaller batches, or with a longer x-request-timeout-seconds.",
         ) from error
-    try:
-        return model.model_validate_json(b"".join(chunks))
-    except ValidationError as error:
-        raise refused(error, model) from error
+    return b"".join(chunks)
 
 
 def _too_large(got: str, limit_bytes: int) -> TooLarge:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from features.events import Event
 from features.profiles import ProfileFeatures
+from serve.bitrate.decisions import Lookups
+from serve.bitrate.planner import Planner
 from serve.schemas import Answer, HomeQuery
 
 
@@ -79,8 +81,9 @@ class ModelState:
         name: the model.
         version: the version that answers; None while there is none.
         loaded_ts: when it went live here, UTC milliseconds; None while there is none.
-        state: `live`; `missing` (no version, popular titles instead); `refused` (a newer version was published that
-            cannot be loaded; an older one or popular titles answer); `unreachable` (its stage does not answer).
+        state: `live`; `missing` (no version; popular titles, or the simple bitrate rule, instead); `refused` (a newer
+            version was published that cannot be loaded; an older one or what stands in answers); `unreachable` (its
+            stage does not answer).
         detail: what is wrong, for operators; empty when nothing is.
     """
 
@@ -102,6 +105,8 @@ class Stages:
         stand_in: makes pages when the ranker does not answer; None where the ranker runs in this process.
         prepare: readies the ranker for a profile whose events were just written, so that its next page costs less; None
             where pages may be made elsewhere.
+        planner: decides which rung to fetch next; a simple rule stands in where it does not answer.
+        lookups: what is known of titles and networks, for the planner and the rule.
         models: which models answer, as last known.
         not_ready: what this replica still waits for, empty when it may take traffic.
     """
@@ -111,5 +116,7 @@ class Stages:
     ranker: Recommender
     stand_in: Recommender | None
     prepare: Callable[[ProfileFeatures], None] | None
+    planner: Planner
+    lookups: Lookups
     models: Callable[[], Sequence[ModelState]]
     not_ready: Callable[[], Sequence[str]]

@@ -1,0 +1,165 @@
+"""Decisions for sessions: what is known of their titles and networks, then the planner, else the simple rule."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from serve.bitrate.planner import PLANNER_FAILED, PLANNER_TIMEOUT, NoPlan, Plan, Planner
+from serve.bitrate.rules import choose
+from serve.bitrate.sessions import Session, expected_vmaf
+from serve.logs import get
+from serve.metrics import Metrics
+
+_LOG_EVERY_S: Final = 10.0
+"""A planner that fails is logged so often, not at each request."""
+
+_MIN_WAIT_S: Final = 0.001
+
+
+class Lookups(Protocol):
+    """What fills in what sessions do not say."""
+
+    async def fill(self, sessions: Sequence[Session], within_s: float) -> None:
+        """Add sizes, quality and expected throughput where they are missing; never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one session is told.
+
+    Attributes:
+        session: whose.
+        rung: index into the session's rungs_kbps.
+        safe_rung: the highest that is safe.
+        rebuffer_probability: of `rung`, 0 to 1.
+        throughput_kbps: quantiles .1, .5, .9 of the next download's throughput.
+    """
+
+    session: Session
+    rung: int
+    safe_rung: int
+    rebuffer_probability: float
+    throughput_kbps: Sequence[float]
+
+    @property
+    def bitrate_kbps(self) -> float | None:
+        """Bitrate of the rung; None where there is no usable rung."""
+        rungs = self.session.rungs_kbps
+        return rungs[self.rung] if rungs else None
+
+    def members(self) -> dict[str, Any]:
+        """The JSON members."""
+        session, rung = self.session, self.rung
+        rungs, quantiles = session.rungs_kbps, self.throughput_kbps
+        kbps = quality = safe_kbps = None
+        if rungs:
+            kbps, safe_kbps = rungs[rung], rungs[self.safe_rung]
+            quality = 0.001 * kbps
+            if session.perceptual:
+                quality = session.vmaf[0][rung] if session.vmaf else float(expected_vmaf(rungs)[rung])
+        return {
+            "session_id": session.session_id,
+            "rung": session.place(rung),
+            "bitrate_kbps": kbps,
+            "max_safe_kbps": safe_kbps,
+            "rebuffer_probability": round(self.rebuffer_probability, 4),
+            "expected_quality": None if quality is None else round(quality, 4),
+            "throughput_kbps": {
+                "p10": round(quantiles[0], 1),
+                "p50": round(quantiles[1], 1),
+                "p90": round(quantiles[2], 1),
+            },
+            "degraded": session.reasons,
+            "ttl_s": session.segment_s,
+        }
+
+
+class Decider:
+    """Decides. Belongs to one event loop; never raises.
+
+    Args:
+        planner: asked first.
+        lookups: what is known of titles and networks.
+        metrics: where decisions and failures are counted.
+    """
+
+    def __init__(self, planner: Planner, lookups: Lookups, metrics: Metrics) -> None:
+        self._planner = planner
+        self._lookups = lookups
+        self._metrics = metrics
+        self._log = get("bitrate")
+        self._log_at_s = 0.0
+        self._left_out = 0
+
+    async def decide(self, sessions: Sequence[Session], within_s: float) -> tuple[list[Decision], str | None]:
+        """A decision for each session.
+
+        Args:
+            sessions: at most MAX_SESSIONS.
+            within_s: longest wait, seconds.
+
+        Returns:
+            The decisions in order; the version of the policy, None where it decided nothing.
+        """
+        started_s = time.perf_counter()
+        await self._lookups.fill(sessions, within_s / 3)
+        for session in sessions:
+            session.simple = session.simple or not session.rungs_kbps
+        asked = [session for session in sessions if not session.simple]
+        plan: Plan | str | None = None
+        if asked:
+            left_s = within_s - (time.perf_counter() - started_s)
+            plan = await self._plan(asked, max(left_s, _MIN_WAIT_S))
+        decisions = []
+        line = ruled = 0
+        for session in sessions:
+            if isinstance(plan, Plan) and not session.simple:
+                rung = plan.rungs[line]
+                if rung >= 0:
+                    decisions.append(
+                        Decision(
+                            session,
+                            rung,
+                            plan.safe_rungs[line],
+                            plan.rebuffer_probability[line],
+                            plan.throughput_kbps[line],
+                        )
+                    )
+                    line += 1
+                    continue
+                line += 1
+                session.note(PLANNER_FAILED)
+            elif isinstance(plan, str) and not session.simple:
+                session.note(plan)
+            choice = choose(session)
+            ruled += 1
+            decisions.append(
+                Decision(session, choice.rung, choice.safe_rung, choice.rebuffer_probability, choice.throughput_kbps)
+            )
+        self._metrics.decisions(model=len(decisions) - ruled, rule=ruled)
+        self._metrics.observe("bitrate", time.perf_counter() - started_s)
+        return decisions, plan.version if isinstance(plan, Plan) and ruled < len(decisions) else None
+
+    async def _plan(self, sessions: Sequence[Session], within_s: float) -> Plan | str:
+        """The plan, or the reason why there is none."""
+        try:
+            return await self._planner.plan(sessions, within_s)
+        except NoPlan as error:
+            reason = error.reason
+        except TimeoutError:
+            reason = PLANNER_TIMEOUT
+        except Exception as error:  # noqa: BLE001 - whatever a policy does, playback goes on
+            reason = PLANNER_FAILED
+            self._report(error)
+        self._metrics.stage_failure("bitrate", reason)
+        return reason
+
+    def _report(self, error: Exception) -> None:
+        now_s = time.monotonic()
+        if now_s < self._log_at_s:
+            self._left_out += 1
+            return
+        self._log.error("planner failed", extra={"left_out": self._left_out}, exc_info=error)
+        self._log_at_s, self._left_out = now_s + _LOG_EVERY_S, 0

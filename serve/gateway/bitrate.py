@@ -1,0 +1,205 @@
+"""Routes for streaming controllers, CDN edges and players: which rung to fetch next.
+
+A request here comes from a player in the middle of a title, so these routes refuse as little as they can: what a
+session says wrong is named in `degraded`, unknown query parameters and content types do not matter, and only a body
+that is no JSON, or more of it than is read, gets a 4xx.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+import orjson
+from fastapi import FastAPI, Request, Response
+
+from serve.bitrate.decisions import Decider, Decision
+from serve.bitrate.planner import INLINE
+from serve.bitrate.schemas import (
+    MAX_SESSIONS,
+    SESSION_EXAMPLE,
+    BitrateBatch,
+    BitrateDecision,
+    BitrateDecisions,
+    BitrateSession,
+)
+from serve.bitrate.sessions import Session, read_session
+from serve.errors import InvalidInput
+from serve.gateway.entrance import Context, context_of
+from serve.gateway.errors import Malformed, Words, responses, shortened
+from serve.gateway.player import _TIMEOUT_HEADER as TIMEOUT_HEADER
+from serve.gateway.requests import ModelRoute, read_bytes
+
+MAX_BODY_BYTES: Final = 4 << 20
+"""1,000 sessions with sizes and VMAF of all upcoming segments take 1 to 2 MiB."""
+
+BAD_SESSIONS: Final = "bad_field:sessions"
+
+_THREAD_BYTES: Final = 64 << 10
+"""A larger body is read in a thread: on the event loop it would hold other requests up."""
+
+_DEADLINE_SHARE: Final = 0.8
+"""Share of a request's deadline that a decision may take; the rest is for the way back."""
+
+_MAX_DIGITS: Final = 300
+
+
+class OpenRoute(ModelRoute):
+    """A route whose endpoint reads the request itself, and so decides what to refuse."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request of this route."""
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        template = self.path_format
+
+        async def handle(request: Request) -> Response:
+            context_of(request).route = template
+            return await endpoint(request)
+
+        return handle
+
+
+class BitrateRoutes:
+    """The routes.
+
+    Args:
+        decider: what decides.
+    """
+
+    def __init__(self, decider: Decider) -> None:
+        self._decider = decider
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an application."""
+        body = {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"anyOf": [_reference(BitrateSession), _list(BitrateSession), _reference(BitrateBatch)]},
+                    "examples": {
+                        "one": {"value": SESSION_EXAMPLE},
+                        "list": {"value": [SESSION_EXAMPLE]},
+                        "batch": {"value": {"sessions": [SESSION_EXAMPLE]}},
+                    },
+                }
+            },
+        }
+        app.router.add_api_route(
+            "/v1/bitrate",
+            self.bitrate,
+            methods=["POST"],
+            response_model=BitrateDecision | BitrateDecisions,
+            tags=["streaming"],
+            summary="Which rung to fetch next, for one session or up to 1,000",
+            responses=responses(400, 401, 408, 413, 422),
+            openapi_extra={"requestBody": body, "parameters": [TIMEOUT_HEADER]},
+            route_class_override=OpenRoute,
+        )
+
+    async def bitrate(self, request: Request) -> Response:
+        """Decide for one session, a list of sessions, or `{"sessions": [...]}`.
+
+        Always a decision: what a session says wrong or not at all is made up for and named in `degraded`; without a
+        model, or without its answer in time, a simple rule decides.
+        """
+        context = context_of(request)
+        body = await read_bytes(request, MAX_BODY_BYTES)
+        if len(body) > _THREAD_BYTES:
+            sessions, single = await asyncio.to_thread(_read, body)
+        else:
+            sessions, single = _read(body)
+        decisions, version = await self._decider.decide(sessions or (), context.left_ms() / 1000 * _DEADLINE_SHARE)
+        head: dict[str, Any] = {
+            "request_id": context.request_id,
+            "versions": {} if version is None else {"bitrate": version},
+        }
+        if single:
+            reasons = decisions[0].session.reasons
+            if reasons:
+                context.degraded = tuple(reasons)
+            return Response(orjson.dumps(head | decisions[0].members()), media_type="application/json")
+        _tell(context, decisions, readable=sessions is not None)
+        head["degraded"] = context.degraded
+        content = (
+            await asyncio.to_thread(_rendered, head, decisions)
+            if len(decisions) > INLINE
+            else _rendered(head, decisions)
+        )
+        return Response(content, media_type="application/json")
+
+
+def _reference(model: type) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _list(model: type) -> dict[str, Any]:
+    return {"type": "array", "items": _reference(model), "maxItems": MAX_SESSIONS}
+
+
+def _tell(context: Context, decisions: Sequence[Decision], *, readable: bool) -> None:
+    """Give the answer all reasons of its decisions."""
+    reasons = {} if readable else {BAD_SESSIONS: None}
+    for decision in decisions:
+        if decision.session.reasons:
+            reasons |= dict.fromkeys(decision.session.reasons)
+    context.degraded = tuple(reasons)
+
+
+def _rendered(head: dict[str, Any], decisions: Sequence[Decision]) -> bytes:
+    return orjson.dumps({**head, "decisions": [decision.members() for decision in decisions]})
+
+
+def _read(body: bytes) -> tuple[list[Session] | None, bool]:
+    """The sessions of a body, None where `sessions` is no list; and whether it is a single one.
+
+    Raises:
+        Malformed: no JSON.
+        InvalidInput: neither an object nor a list; or too many sessions, of which none is decided then.
+    """
+    document = parse(body)
+    if type(document) is dict:
+        if "sessions" not in document:
+            return [read_session(document)], True
+        document = document["sessions"]
+        if type(document) is not list:
+            return None, False
+    if type(document) is not list:
+        raise InvalidInput(
+            field="body",
+            got=Words(shortened(document)),
+            expected="a session, a list of sessions, or an object with `sessions`",
+            next_step="See the examples at /docs.",
+        )
+    if len(document) > MAX_SESSIONS:
+        raise InvalidInput(
+            field="sessions",
+            got=Words(f"{len(document)} sessions"),
+            expected=f"at most {MAX_SESSIONS}",
+            next_step="Split them into several requests; none of these was decided.",
+        )
+    return [read_session(session) for session in document], False
+
+
+def parse(body: bytes) -> object:
+    """Decoded JSON, with the NaN and Infinity that many encoders write though JSON has none.
+
+    Raises:
+        Malformed: no JSON, or not UTF-8.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(body.decode(), parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(
+            field="body",
+            got=Words(str(error)[:100] or "nothing"),
+            expected="JSON in UTF-8",
+            next_step="Send one session as a JSON object, or a list of them.",
+        ) from error
+
+
+def _integer(text: str) -> float:
+    return int(text) if len(text) < _MAX_DIGITS else float(text)
