@@ -2,10 +2,13 @@
 
 Filling is safe to run at any time and any number of times. Each profile and title remembers which data set it was
 filled from and what that contributed (its base), in the same atomic step that stored it; so a run that died half way is
-simply run again, another data set takes the counts of the one before away, and events that came through the API
-meanwhile stay. What the one before left in histories and lists stays, too, until newer events push it out. Events of
-the data set that came through the API themselves (a data set made from the event log) are left out as long as their ids
-are remembered (features.stream.REMEMBERED_S).
+simply run again, a newer snapshot takes the counts of the one before away, and events that came through the API
+meanwhile stay. What the snapshot before left in histories and lists stays, too, until newer events push it out. Events
+of the data set that came through the API themselves (a data set made from the event log) are left out as long as their
+ids are remembered (features.stream.REMEMBERED_S).
+
+A store holds one data set, by name: two audiences in one would see each other's past. Another one takes its place only
+while no event came through the API; else it is refused, because what viewers did would be lost or belong to strangers.
 """
 
 import hashlib
@@ -34,6 +37,9 @@ from features.views import TITLE_METADATA, TITLE_STATS
 
 if TYPE_CHECKING:
     from feast import FeatureStore
+
+DATASET_KEY: Final = "playhead:dataset"
+"""Key that holds the name of the data set that the store was filled from."""
 
 _NO_BASE: Final[dict[str, Any]] = {"snapshot": "", "counts": [], "n_events": 0, "stats": {}}
 _TIMEOUT_S: Final = 10.0
@@ -114,17 +120,19 @@ def materialise(settings: Settings, dataset: Path, *, progress: Progress | None 
 
     Args:
         settings: where the online store is.
-        dataset: folder with events.parquet, titles.parquet and profiles.parquet.
+        dataset: folder with events.parquet, titles.parquet and profiles.parquet; its name is the data set's.
         progress: told how far it is.
 
     Raises:
-        InvalidData: a file is missing or does not hold what it must.
+        InvalidData: a file is missing or does not hold what it must, or the store holds what viewers of another data
+            set did.
         StoreUnavailable: the store does not answer; run it again.
     """
     snapshot = _snapshot(dataset)
     client = redis.Redis.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
     try:
         with client:
+            _claim(client, dataset.name)
             if client.get(FILLED_KEY) == snapshot.encode():
                 return Filled(snapshot, 0, 0, 0, 0)
             return _fill(client, snapshot, dataset, progress or (lambda _done, _total: None))
@@ -135,6 +143,49 @@ def materialise(settings: Settings, dataset: Path, *, progress: Progress | None 
             expected="a Redis or Valkey server that answers",
             next_step="Start the store or correct REDIS_URL; run it again.",
         ) from error
+
+
+def _claim(client: redis.Redis, name: str) -> None:
+    """Make the store this data set's, empty where it was another's.
+
+    A run that died half way leaves the other's name, and no word that the store is full: either may claim it again.
+    """
+    before: Any = client.get(DATASET_KEY)
+    if before is not None and before != name.encode():
+        client.delete(FILLED_KEY)
+        for key in (profile_key(""), title_key("")):
+            named = key[: key.index(b"_id") + len(b"_id")]  # the record of any profile, of any title
+            records: list[Any] = list(client.scan_iter(named + b"*", count=_CHUNK))
+            for start in range(0, len(records), _CHUNK):
+                _drop(client, records[start : start + _CHUNK], before.decode(), name)
+    client.set(DATASET_KEY, name)
+
+
+def _drop(client: redis.Redis, records: list[bytes], before: str, name: str) -> None:
+    """Remove records of another data set unless an event came through the API, at the latest while they are removed.
+
+    Raises:
+        InvalidData: one did.
+    """
+    with client.pipeline() as pipe:
+        pipe.watch(STREAM)  # type: ignore[no-untyped-call]
+        log: Any = pipe.xinfo_stream(STREAM) if pipe.exists(STREAM) else {"entries-added": 0}
+        untouched = log.get("entries-added") == 0  # unknown to servers before 7.0
+        pipe.multi()
+        pipe.unlink(*records)
+        try:
+            if untouched:
+                pipe.execute()
+        except redis.WatchError:
+            untouched = False
+    if not untouched:
+        raise InvalidData(
+            field="online store",
+            got=f"what viewers of the data set {before} did",
+            expected=f"a store for the data set {name}",
+            next_step=f"Go on with --data {before}, or give {name} a store of its own: another PLAYHEAD_HOME or, with "
+            "REDIS_URL, another database in it.",
+        )
 
 
 def _fill(client: redis.Redis, snapshot: str, dataset: Path, progress: Progress) -> Filled:

@@ -22,11 +22,11 @@ from features.events import Event, EventKind
 from features.layout import entity_key
 from features.offline import features_at, title_statistics
 from features.online import OnlineFeatures
-from features.popularity import TitleStatistics, TitleStats
+from features.popularity import TitleStatistics, TitleStats, title_key
 from features.records import READ_FIELDS, profile_key
 from features.sink import SCHEMA
 from features.store import apply, materialise, open_store
-from features.stream import FILLED_KEY, EventWriter
+from features.stream import FILLED_KEY, STREAM, EventWriter
 from features.views import NETWORK_THROUGHPUT, RENDITION_SEGMENTS, TITLE_METADATA, TITLE_STATS
 
 START = 1_700_000_000_000
@@ -45,6 +45,9 @@ def some_events(count, seed=1, prefix="e", start=START):
         )
         for i in range(count)
     ]  # fmt: skip
+
+
+EVENTS = some_events(300)
 
 
 def as_frame(events):
@@ -179,9 +182,9 @@ def test_events_that_came_through_the_api_stay(settings, tmp_path):
 def test_a_data_set_made_from_the_log_counts_nothing_twice(settings, tmp_path):
     """Filled from the past, lived, and filled again from the past and what was lived."""
     past, live = some_events(300), some_events(200, seed=2, prefix="live", start=START + 10**6)
-    materialise(settings, a_dataset(tmp_path / "first", past))
+    materialise(settings, a_dataset(tmp_path / "data", past))
     write(settings, live)
-    filled = materialise(settings, a_dataset(tmp_path / "second", past + live))
+    filled = materialise(settings, a_dataset(tmp_path / "data", past + live))
     assert filled.already_live == 200
     found, expected = read_profiles(settings), expected_profiles(past + live)
     for got, wanted in zip(found, expected, strict=True):
@@ -191,10 +194,87 @@ def test_a_data_set_made_from_the_log_counts_nothing_twice(settings, tmp_path):
     assert_titles(settings, past + live)
 
 
+def test_another_data_set_takes_the_place_of_one_that_nobody_used(settings, tmp_path, client, monkeypatch):
+    monkeypatch.setattr(store_module, "_CHUNK", 4)
+    theirs = [
+        event.model_copy(update={"profile_id": f"q{event.profile_id}", "title_id": f"u{event.title_id}"})
+        for event in EVENTS
+    ]
+    materialise(settings, a_dataset(tmp_path / "theirs", theirs))
+    client.xgroup_create(STREAM, "a sink that waits", mkstream=True)
+    client.set("not ours", 1)
+    materialise(settings, a_dataset(tmp_path / "ours", EVENTS))
+    assert read_profiles(settings) == expected_profiles(EVENTS)
+    assert_titles(settings, EVENTS)
+    titles = {event.title_id for event in theirs}
+    assert client.exists(*(profile_key(event.profile_id) for event in theirs), *map(title_key, titles)) == 0
+    assert client.get("not ours") == b"1"
+
+
+def test_another_data_set_is_refused_once_viewers_used_the_store(settings, tmp_path, client):
+    live = some_events(50, seed=2, prefix="live", start=START + 10**6)
+    materialise(settings, a_dataset(tmp_path / "ours", EVENTS))
+    write(settings, live)
+    before = read_profiles(settings), read_titles(settings)
+    for _ in range(2):
+        with pytest.raises(InvalidData) as told:
+            materialise(settings, a_dataset(tmp_path / "theirs", some_events(30, seed=5)))
+        assert "ours" in told.value.got
+        assert "--data ours" in told.value.next_step
+        assert "PLAYHEAD_HOME" in told.value.next_step
+    assert (read_profiles(settings), read_titles(settings)) == before
+    client.xtrim(STREAM, 0)  # written to files by the sink, and still viewers' events
+    with pytest.raises(InvalidData):
+        materialise(settings, tmp_path / "theirs")
+    materialise(settings, tmp_path / "ours")
+    assert read_profiles(settings) == expected_profiles(EVENTS + live)
+
+
+def test_an_event_that_comes_while_the_store_changes_hands_is_not_lost(settings, tmp_path, client, monkeypatch):
+    """The event comes between the look at the log and the removal."""
+    materialise(settings, a_dataset(tmp_path / "ours", EVENTS))
+    asked = redis.client.Pipeline.xinfo_stream
+
+    def asked_too_early(pipe, *arguments):
+        found = asked(pipe, *arguments)
+        write(settings, some_events(1, prefix="live", start=START + 10**6))
+        return found
+
+    client.xgroup_create(STREAM, "a sink that waits", mkstream=True)
+    monkeypatch.setattr(redis.client.Pipeline, "xinfo_stream", asked_too_early)
+    with pytest.raises(InvalidData, match="ours"):
+        materialise(settings, a_dataset(tmp_path / "theirs", some_events(30, seed=5)))
+    materialise(settings, tmp_path / "ours")
+    assert read_profiles(settings) == expected_profiles(EVENTS + some_events(1, prefix="live", start=START + 10**6))
+
+
+def test_a_change_of_data_sets_that_died_half_way_is_run_again(settings, tmp_path, client, monkeypatch):
+    monkeypatch.setattr(store_module, "_CHUNK", 3)
+    ours, theirs = a_dataset(tmp_path / "ours", EVENTS), a_dataset(tmp_path / "theirs", some_events(30, seed=5))
+    materialise(settings, ours)
+    drop, calls = store_module._drop, []
+
+    def die_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        drop(*arguments)
+
+    for then, events in ((ours, EVENTS), (theirs, some_events(30, seed=5))):
+        calls.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(store_module, "_drop", die_at_the_third)
+            with pytest.raises(KeyboardInterrupt):
+                materialise(settings, theirs)
+        materialise(settings, then)
+        assert read_profiles(settings) == expected_profiles(events)
+        assert_titles(settings, events)
+
+
 def test_versions_grow_when_a_smaller_data_set_follows(settings, tmp_path):
-    materialise(settings, a_dataset(tmp_path / "first", some_events(300)))
+    materialise(settings, a_dataset(tmp_path / "data", some_events(300)))
     before = [profile.history.n_events for profile in read_profiles(settings)]
-    materialise(settings, a_dataset(tmp_path / "second", some_events(10)))
+    materialise(settings, a_dataset(tmp_path / "data", some_events(10)))
     after = read_profiles(settings)
     assert all(new.history.n_events > old for new, old in zip(after, before, strict=True))
     assert [f.stats.counts for f in after] == [f.stats.counts for f in expected_profiles(some_events(10))]
