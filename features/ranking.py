@@ -24,6 +24,9 @@ STATISTICS: Final = ("played", "popularity", "finish_rate", "thumbs_up_rate", "t
 
 STATISTICS_SIZE: Final = len(STATISTICS)
 
+TREND: Final = STATISTICS.index("trend")
+"""Column of the trend, which is also a term of the retrieval's score."""
+
 CONTEXT: Final = (
     "any_history",
     "visits",
@@ -96,10 +99,23 @@ def statistics_matrix(
     for column, counts in ((2, finishes), (3, thumbs_up), (4, thumbs_down)):
         rate = min(float(counts.sum()) / total, 1.0)
         matrix[:, column] = np.minimum((counts + _PRIOR_PLAYS * rate) / (plays + _PRIOR_PLAYS), 1.0)
-    strongest = float(trend.max(initial=-math.inf))
-    if strongest > -math.inf:
-        matrix[:, 5] = np.clip((trend - strongest) / _LONGEST_TREND, -1.0, 0.0)
+    matrix[:, TREND] = relative_trend(trend)
     return matrix
+
+
+def relative_trend(trend: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Trends against the strongest one, as `title_statistics` and the retrieval's score have them.
+
+    Args:
+        trend: (N,), log2 of the decayed plays; -inf without plays.
+
+    Returns:
+        float32 (N,), 0 for the strongest, -1 for _LONGEST_TREND halvings below it and less; all 0 without any plays.
+    """
+    strongest = float(trend.max(initial=-math.inf))
+    if strongest == -math.inf:
+        return np.zeros(len(trend), dtype=np.float32)
+    return np.clip((trend - strongest) / _LONGEST_TREND, -1.0, 0.0).astype(np.float32)
 
 
 def request_context(history: History, stats: ProfileStats, now_ms: int) -> NDArray[np.float32]:

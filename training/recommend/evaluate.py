@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from serve.errors import InvalidInput
 from training.recommend.baselines import ItemKnn, SasRec, popularity
 from training.recommend.interactions import Interactions
-from training.recommend.metrics import Ranked
+from training.recommend.metrics import Ranked, ndcg
 from training.recommend.model import EncoderConfig, Retrieval
 from training.recommend.progress import ProgressReport, silent
 from training.recommend.split import Split
 from training.recommend.train import FitSettings, fit, rank_by_model
+from training.recommend.trend import choose_weight, rank_with_trend
 
 MODELS: Final = ("playhead", "sasrec", "item_knn", "popularity")
 
@@ -43,7 +44,8 @@ def evaluate(
     """Train with each seed and report leave-one-out metrics over all titles.
 
     The newest interaction of each user tests, the one before it validates (early stopping, choices of settings), the
-    rest trains; seen titles are left out of every ranking. No model is told when the target happened.
+    rest trains; seen titles are left out of every ranking. No model is told when the target happened; Playhead's trend
+    is that of the user's newest known visit.
 
     Args:
         interactions: the data; at least one user with three interactions.
@@ -122,7 +124,11 @@ def _trial(
             "best_epoch": outcome.best_epoch,
             "validation_ndcg@10": outcome.validation_ndcg,
         }
-        return rank_by_model(model, interactions, split.test, split.test_targets), facts
+        if name != "playhead":
+            return rank_by_model(model, interactions, split.test, split.test_targets), facts
+        weight = choose_weight(model, interactions, split)
+        plain, ranked = rank_with_trend(model, interactions, split, split.test, split.test_targets, (0.0, weight))
+        return ranked, facts | {"trend_weight": weight, "ndcg@10_without_trend": ndcg(plain.ranks)}
 
     def knn(seed: int) -> tuple[Ranked, dict[str, Any]]:
         del seed

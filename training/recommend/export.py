@@ -64,6 +64,7 @@ def export_recommend(
             "width": retrieval.config.vector_size,
             "finish_weight": ranker.config.finish_weight,
             "thumbs_up_weight": ranker.config.thumbs_up_weight,
+            "trend_weight": ranker.config.trend_weight,
             "seed": seed,
             "training": dict(report),
         },

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from features.events import EventKind
-from features.history import KIND_CODES
+from features.history import CAPACITY, KIND_CODES
 from features.offline import features_at
 from features.offline import title_statistics as statistics_at
 from features.ranking import request_context, title_statistics
@@ -67,6 +67,7 @@ class Frames:
         titles: int64 (F, T), as `actions` and `times` input of the graph `encoder`.
         actions: int64 (F, T).
         times: int64 (F, T), UTC seconds.
+        held: int64 (F, H), all titles of the histories, also those that the encoder is not given; zeros fill up.
         context: float32 (F, C).
         moment: int64 (F,), place in `statistics`.
         statistics: float32 (M, N, S).
@@ -79,6 +80,7 @@ class Frames:
     titles: Tensor
     actions: Tensor
     times: Tensor
+    held: Tensor
     context: Tensor
     moment: Tensor
     statistics: Tensor
@@ -93,7 +95,7 @@ class Frames:
     def eligible(self, part: Tensor) -> Tensor:
         """All titles that the frames' histories do not hold, bool (len(part), N)."""
         open_ = torch.ones(len(part), self.statistics.shape[1], dtype=torch.bool)
-        open_.scatter_(1, self.titles[part], value=False)
+        open_.scatter_(1, self.held[part], value=False)
         open_[:, 0] = False
         return open_
 
@@ -128,7 +130,8 @@ def frames_at(
     happened = pairs.join(outcomes, on=["profile_id", "title_id"], how="inner", maintain_order="left")
     known = features_at(events, happened.select("profile_id", "ts"), profiles, inclusive=False)
     times_ms = happened["ts"].to_numpy()
-    inputs = encoder_inputs([visits(features.history.entries, rows) for features in known], length)
+    histories = [visits(features.history.entries, rows) for features in known]
+    inputs = encoder_inputs(histories, length)
     context = [request_context(f.history, f.stats, int(ts)) for f, ts in zip(known, times_ms, strict=True)]
     edges, statistics = _statistics(events, rows, times_ms)
     moment = np.searchsorted(edges, times_ms, side="right") - 1
@@ -138,6 +141,7 @@ def frames_at(
         titles=torch.from_numpy(inputs["titles"]),
         actions=torch.from_numpy(inputs["actions"]),
         times=torch.from_numpy(inputs["times"]),
+        held=torch.from_numpy(encoder_inputs(histories, CAPACITY)["titles"]),
         context=torch.from_numpy(np.stack(context)),
         moment=torch.from_numpy(moment.astype(np.int64)),
         statistics=torch.from_numpy(statistics),

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from features.ranking import TREND
 from training.recommend.frames import Frames
 from training.recommend.model import Retrieval
 from training.recommend.progress import ProgressReport, silent
@@ -83,8 +84,10 @@ class Examples:
             state = model.encoder(frames.titles[part], frames.actions[part], frames.times[part], table)
             target = frames.targets[part].unsqueeze(1)
             eligible = frames.eligible(part).scatter(1, target, value=True)
-            found = ranker.retrieve(state, table, eligible, target if only_targets else None)
-            statistics = frames.statistics[frames.moment[part].unsqueeze(1), found.rows]
+            moment = frames.moment[part]
+            trend = frames.statistics[moment, :, TREND]  # (part, N)
+            found = ranker.retrieve(state, table, eligible, trend, target if only_targets else None)
+            statistics = frames.statistics[moment.unsqueeze(1), found.rows]
             parts.append((state, F.embedding(found.rows, table), found.rows, found.log_play, statistics))
         states, vectors, rows, log_play, statistics = (torch.cat(column) for column in zip(*parts, strict=True))
         return cls(
@@ -123,6 +126,7 @@ def fit_ranker(
     validation: Frames,
     *,
     candidates: int,
+    trend_weight: float,
     seed: int,
     progress: ProgressReport = silent,
 ) -> tuple[Ranker, dict[str, float]]:
@@ -133,6 +137,7 @@ def fit_ranker(
         training: starts that the encoder was fitted to; only their outcomes are learned from.
         validation: starts that it was not fitted to.
         candidates: K.
+        trend_weight: of the titles' trend in the retrieval.
         seed: of everything random.
         progress: told after each epoch.
 
@@ -142,7 +147,7 @@ def fit_ranker(
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    ranker = Ranker(RankerConfig(width=model.config.vector_size, candidates=candidates))
+    ranker = Ranker(RankerConfig(width=model.config.vector_size, candidates=candidates, trend_weight=trend_weight))
     fresh = Examples.of(model, ranker, validation, only_targets=False)
     sources = [Examples.of(model, ranker, frames, only_targets=True) for frames in (training, validation)]
     _fit_outcomes(ranker, sources, random, progress)

@@ -24,7 +24,8 @@ from training.recommend.objectives import CUTOFF, Examples, fit_ranker, next_tit
 from training.recommend.progress import ProgressReport, silent
 from training.recommend.ranker import Ranker
 from training.recommend.split import Split
-from training.recommend.train import FitSettings, fit, rank_by_model
+from training.recommend.train import FitSettings, fit
+from training.recommend.trend import choose_weight, rank_with_trend
 
 CANDIDATES: Final = 200
 """Titles that the ranker orders, or all that there are."""
@@ -112,10 +113,13 @@ def train(
     validation = frames([_start(interactions, split.validation[user], split.validation_targets[user]) for user in held])
     test = frames([_start(interactions, split.test[user], split.test_targets[user]) for user in held])
     learned = frames(_training_starts(interactions, split, random))
+    weight = choose_weight(model, interactions, split)
     ranker, report = fit_ranker(
-        model, learned, validation, candidates=min(CANDIDATES, len(vocabulary)), seed=seed, progress=progress
-    )
-    metrics = rank_by_model(model, interactions, split.test, split.test_targets).metrics()
+        model, learned, validation, candidates=min(CANDIDATES, len(vocabulary)), trend_weight=weight, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    (ranked,) = rank_with_trend(model, interactions, split, split.test, split.test_targets, (weight,))
+    metrics = ranked.metrics()
     metrics |= _served_metrics(model, ranker, test)
     return Trained(
         retrieval=model, ranker=ranker, vocabulary=vocabulary, metrics=metrics,

@@ -5,8 +5,9 @@ and whether it is liked (thumbs_up). The final order is
 
     score = order + finish_weight * log finish + thumbs_up_weight * log thumbs_up,    order = log p + correction,
 
-where p is the retrieval's softmax over all eligible titles. Training keeps the correction and the weights only as far
-as held-out frames show that NDCG@10 of the next title does not suffer (training.recommend.objectives).
+where p is the softmax over all eligible titles of the retrieval, state . vector + trend_weight * trend. Training keeps
+the trend only if validation gains by it (training.recommend.trend), and the correction and the other weights only as
+far as held-out frames show that NDCG@10 of the next title does not suffer (training.recommend.objectives).
 
 Shapes: B batch, N title rows (row 0 is padding), K candidates, d width, S statistics, C context.
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from features.ranking import CONTEXT_SIZE, STATISTICS_SIZE
+from features.ranking import CONTEXT_SIZE, STATISTICS_SIZE, TREND
 
 ABSENT: Final = -1e31
 """Score of titles that are not eligible."""
@@ -36,21 +37,23 @@ class RankerConfig:
         candidates: K.
         finish_weight: of log finish in the final order, 0 or more.
         thumbs_up_weight: of log thumbs_up in the final order, 0 or more.
+        trend_weight: of the titles' trend in the retrieval, 0 or more.
     """
 
     width: int
     candidates: int
     finish_weight: float = 0.0
     thumbs_up_weight: float = 0.0
+    trend_weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieved:
-    """Candidates by the encoder alone; all (B, K).
+    """Candidates by the encoder and the trend; all (B, K).
 
     Attributes:
         rows: int64, rows of the table.
-        retrieval: state . vector; ABSENT where not eligible.
+        retrieval: state . vector + trend_weight * trend; ABSENT where not eligible.
         log_play: log of the retrieval's softmax over all eligible titles, at least -50.
     """
 
@@ -90,16 +93,22 @@ class Ranker(nn.Module):
         self.outcomes = nn.Sequential(nn.Linear(size, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 2))
         self.gate = nn.Parameter(torch.zeros(()), requires_grad=False)  # of the correction: 0 until it proved its worth
 
-    def retrieve(self, state: Tensor, table: Tensor, eligible: Tensor, rows: Tensor | None = None) -> Retrieved:
+    def retrieve(
+        self, state: Tensor, table: Tensor, eligible: Tensor, trend: Tensor, rows: Tensor | None = None
+    ) -> Retrieved:
         """The K best titles, or given ones.
 
         Args:
             state: float32 (B, d).
             table: float32 (N, d).
             eligible: bool (B, N).
+            trend: float32 (N,) or (B, N), column TREND of the titles' statistics.
             rows: int64 (B, K), titles to look at; None: the K best of all.
         """
-        logits = torch.where(eligible, state @ table.T, ABSENT)  # (B, N)
+        logits = state @ table.T  # (B, N)
+        if self.config.trend_weight:
+            logits = logits + self.config.trend_weight * trend
+        logits = torch.where(eligible, logits, ABSENT)
         normaliser = logits.logsumexp(dim=1, keepdim=True)
         if rows is None:
             retrieval, rows = logits.topk(self.config.candidates, dim=1)
@@ -150,7 +159,7 @@ class Ranker(nn.Module):
             liked once started. Where fewer than K titles are eligible, the rest scores -1e31 and has probabilities 0.
         """
         real = torch.arange(table.shape[0]) > 0
-        found = self.retrieve(state, table, eligible & real)
+        found = self.retrieve(state, table, eligible & real, title_stats[:, TREND])
         vectors, statistics = F.embedding(found.rows, table), F.embedding(found.rows, title_stats)
         judged = self.judge(state, vectors, found.log_play, statistics, context)
         present = found.retrieval > ABSENT / 10

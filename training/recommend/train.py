@@ -126,14 +126,13 @@ def final_states(model: Any, interactions: Interactions, prefixes: Sequence[Pref
     """States after whole prefixes, float32 (len(prefixes), d)."""
     model.eval()
     table = model.title_vectors()
-    parts = []
-    for start in range(0, len(prefixes), 128):
-        chunk = prefixes[start : start + 128]
-        batch = stack(interactions, chunk, model.length)
+    found = torch.empty(len(prefixes), table.shape[1])
+    lengths = torch.tensor([min(len(prefix), model.length) for prefix in prefixes])
+    for part in torch.split(lengths.argsort(stable=True), 64):  # of like length, so that little is padding
+        batch = stack(interactions, [prefixes[place] for place in part.tolist()], model.length)
         states = model.states(batch.titles, batch.actions, batch.times, table)
-        newest = torch.tensor([min(len(prefix), model.length) for prefix in chunk])
-        parts.append(states[torch.arange(len(chunk)), newest])
-    return torch.cat(parts)
+        found[part] = states[torch.arange(len(part)), lengths[part]]
+    return found
 
 
 def fit(
