@@ -73,7 +73,7 @@ class Qoe:
             rebuffer, rise, fall, quality = (float(number) for number in vector.split(","))
         except ValueError:
             raise _invalid(text, "linear, perceptual, or [measure:]rebuffer,rise,fall,quality") from None
-        chosen = next((name for name in MEASURES if name == measure), "mbps")
+        chosen: Measure = next((name for name in MEASURES if name == measure), "mbps")
         return cls(text, rebuffer, rise, fall, quality, measure=chosen)
 
 

@@ -107,10 +107,11 @@ LIVE: Final = Settings(
 )  # fmt: skip
 """A low-latency live session."""
 
-_SETTINGS = [(field.name, np.float64) for field in fields(Settings)]
-_QOE = [("rebuffer", np.float64), ("rise", np.float64), ("fall", np.float64), ("quality", np.float64)]
+_Columns = list[tuple[str, type[np.generic]]]
+_SETTINGS: _Columns = [(field.name, np.float64) for field in fields(Settings)]
+_QOE: _Columns = [("rebuffer", np.float64), ("rise", np.float64), ("fall", np.float64), ("quality", np.float64)]
 _QOE += [("constant", np.float64), ("measure", np.int64)]
-_STATE = [
+_STATE: _Columns = [
     ("trace", np.int64), ("row", np.int64), ("at_s", np.float64), ("video", np.int64), ("qoe", np.int64),
     ("settings", np.int64), ("segment", np.int64), ("segments", np.int64), ("segment_s", np.float64),
     ("rungs", np.int64), ("buffer_s", np.float64), ("latency_s", np.float64), ("wall_s", np.float64),
@@ -248,11 +249,12 @@ def _play(session: np.void, for_s: float) -> float:
     played_s = min(session["buffer_s"], for_s * speed)
     session["buffer_s"] -= played_s
     session["latency_s"] += for_s - played_s
-    return max(for_s - played_s / speed, 0.0)
+    stalled_s: float = max(for_s - played_s / speed, 0.0)
+    return stalled_s
 
 
 @compiled
-def _step(  # noqa: PLR0914, PLR0915
+def _step(  # noqa: C901, PLR0915  (one loop over the sessions, read from top to bottom)
     sessions: np.ndarray, traces: Traces, titles: Titles, rungs: Integers, draws: Floats, throughput_kbps: np.ndarray,
     download_s: np.ndarray, numbers: Floats, left: Flags,
 ) -> None:  # fmt: skip
@@ -491,7 +493,8 @@ class Sessions:
         left = np.zeros(len(self), np.bool_)
         draws = self._random.random((len(self), 2))
         _step(
-            self.state, self.trace_rows, self.titles, fetched, draws, self._throughput_kbps, self._download_s, numbers, left
+            self.state, self.trace_rows, self.titles, fetched, draws, self._throughput_kbps, self._download_s, numbers,
+            left,
         )  # fmt: skip
         return Outcome(
             rung=fetched, **dict(zip(_OUTCOMES, numbers, strict=True)), done=self.state["done"].copy(), left=left
@@ -504,7 +507,7 @@ class Sessions:
         return means
 
 
-def _table(rows: Sequence[dict[str, object]], columns: list[tuple[str, type]]) -> np.ndarray:
+def _table(rows: Sequence[dict[str, object]], columns: _Columns) -> np.ndarray:
     table = np.zeros(len(rows), columns)
     for name, _ in columns:
         table[name] = [np.nan if row[name] is None else row[name] for row in rows]

@@ -3,14 +3,17 @@
 Units: bitrate kbit/s (1 kbit = 1000 bit), sizes bytes, time s, VMAF 0..100.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Final, Never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.bitrate.observations import RUNGS
 from serve.errors import InvalidInput
+from training.bitrate.columns import list_files, read_columns, refuse
 from training.bitrate.qoe import Measure
 
 Floats = NDArray[np.float64]
@@ -58,7 +61,7 @@ class Video:
         ):
             self._refuse("vmaf", self.vmaf.shape, "0..100 for each segment and rung")
 
-    def _refuse(self, field: str, got: object, expected: str) -> None:
+    def _refuse(self, field: str, got: object, expected: str) -> Never:
         raise InvalidInput(
             field=f"{self.name}.{field}", got=got, expected=expected, next_step="Correct the title's ladder or files."
         )
@@ -75,3 +78,55 @@ class Video:
             return np.asarray(self.vmaf, np.float64)
         rungs = self.rungs_kbps / 1000 if measure == "mbps" else np.log(self.rungs_kbps / self.rungs_kbps[0])
         return np.broadcast_to(rungs, self.segment_bytes.shape)
+
+
+def read_video(
+    sizes: Path,
+    vmaf: Path | None = None,
+    ladder_kbps: Sequence[float] | None = None,
+    segment_s: float = 4.0,
+    segments: int | None = None,
+) -> Video:
+    """Read a title as Pensieve and Comyco publish Envivio.
+
+    Files are numbered; each is one rung and holds one number for each segment. Pensieve's `video_size_0` is the lowest
+    rung. Comyco's `video1` is the highest (its mean VMAF is 99.9, that of `video6` 26 to 36), so it runs the other way:
+    either folder is turned round where its first file has the greater mean.
+
+    Args:
+        sizes: folder of `video_size_0`...: bytes.
+        vmaf: folder of `video1`...: VMAF 0..100.
+        ladder_kbps: nominal bitrates, ascending; None: as the mean sizes say.
+        segment_s: length of a segment.
+        segments: how many to keep; None: all but the last, which is a title's shorter rest (48 of Envivio's 49, as
+            the published simulator plays it).
+
+    Raises:
+        InvalidInput: with file and line: no such numbers; or folders or ladder that do not fit each other.
+        NotFound: a folder that is not there or has no files.
+    """
+    size_columns = _read_rungs(sizes, "video_size_*")
+    keep = segments if segments is not None else max(1, len(size_columns) - 1)
+    if not 1 <= keep <= len(size_columns):
+        raise refuse(sizes, 0, keep, f"1 to {len(size_columns)} segments")
+    kept = size_columns[:keep]
+    rungs = kept.mean(0) / 125 / segment_s if ladder_kbps is None else np.asarray(ladder_kbps, np.float64)
+    quality = None
+    if vmaf is not None:
+        quality = _read_rungs(vmaf, "video*")
+        if quality.shape != size_columns.shape:
+            raise refuse(vmaf, 0, quality.shape, f"segments and rungs as in {sizes}: {size_columns.shape}")
+        quality = quality[:keep]
+    return Video(sizes.parent.name if sizes.name == "size" else sizes.name, segment_s, rungs, kept, quality)
+
+
+def _read_rungs(folder: Path, pattern: str) -> Floats:
+    files = list_files(folder, pattern)
+    if not 2 <= len(files) <= RUNGS:
+        raise refuse(folder, 0, f"{len(files)} files {pattern}", f"2 to {RUNGS} rungs")
+    columns = [read_columns(path, 1)[0][:, 0] for path in files]
+    for path, column in zip(files, columns, strict=True):
+        if len(column) != len(columns[0]):
+            raise refuse(path, 0, f"{len(column)} segments", f"{len(columns[0])} as in {files[0]}")
+    rungs = np.stack(columns, 1)
+    return rungs[:, ::-1] if rungs[:, 0].mean() > rungs[:, -1].mean() else rungs
