@@ -96,10 +96,10 @@ def _plan(  # noqa: C901, PLR0912
             most = -np.inf
             for r in range(rungs):
                 took_s[i, r] = sizes[i, r] / BYTES_PER_KBIT / kbps
-                change = 0.0 if i == 0 else -np.inf
+                turn = 0.0 if i == 0 else -np.inf
                 for a in range(rungs if i > 0 else 0):
-                    change = max(change, _swing(quality[i, r] - quality[i - 1, a], rise, fall))
-                most = max(most, weights[3] * quality[i, r] + change + rebuffer * _PRICES[p] * took_s[i, r])
+                    turn = max(turn, _swing(quality[i, r] - quality[i - 1, a], rise, fall))
+                most = max(most, weights[3] * quality[i, r] + turn + rebuffer * _PRICES[p] * took_s[i, r])
             tail[i, p] = tail[i + 1, p] + most
     path = np.full(horizon, rungs, np.int64)
     value, level_s = np.zeros(horizon + 1), np.zeros(horizon + 1)
@@ -116,8 +116,7 @@ def _plan(  # noqa: C901, PLR0912
                 depth -= 1
                 continue
         rung = path[depth]
-        before = last_quality if depth == 0 else quality[depth - 1, path[depth - 1]]
-        change = quality[depth, rung] - before
+        change = quality[depth, rung] - (last_quality if depth == 0 else quality[depth - 1, path[depth - 1]])
         stall_s = max(took_s[depth, rung] - level_s[depth], 0.0)
         value[depth + 1] = value[depth] + weights[3] * quality[depth, rung] + rebuffer * stall_s
         if not np.isnan(change):
@@ -144,10 +143,11 @@ def _plan(  # noqa: C901, PLR0912
 
 
 @compiled
-def _plan_all(  # _PLANNED
+def _plan_all(
+    robust: bool, chosen: Rungs,  # noqa: FBT001  and the inputs _PLANNED
     throughput_kbps: np.ndarray, buffer_s: np.ndarray, max_buffer_s: np.ndarray, segment_s: np.ndarray,
     last_rung: np.ndarray, last_quality: np.ndarray, remaining: np.ndarray, rungs_kbps: np.ndarray,
-    segment_bytes: np.ndarray, quality: np.ndarray, weights: np.ndarray, robust: bool, chosen: Rungs,  # noqa: FBT001
+    segment_bytes: np.ndarray, quality: np.ndarray, weights: np.ndarray,
 ) -> None:  # fmt: skip
     for i in range(len(chosen)):
         kbps: float = predict_kbps(throughput_kbps[i], robust)
@@ -165,8 +165,8 @@ class Mpc:
 
     It plans for the session's own QoE, segment sizes and buffer cap over all rung sequences. As in the evaluation of
     Pensieve, the throughput of the plan is the harmonic mean of 5 samples, which `robust` (RobustMPC) divides by
-    1 + the largest error of its last 5 predictions; samples count the request's round trip. The published log `mpc` is a
-    little more careful at each start: it still remembers the errors of the trace before, which no player could.
+    1 + the largest error of its last 5 predictions; samples count the request's round trip. The published log `mpc` is
+    a little more careful at each start: it remembers the errors of the trace before, which no player could.
 
     Attributes:
         robust: RobustMPC.
@@ -186,7 +186,7 @@ class Mpc:
         """Rung of each session (B,)."""
         del sessions
         chosen = np.zeros(len(observations), np.int64)
-        _plan_all(*(observations.as_inputs()[name].astype(np.float64) for name in _PLANNED), self.robust, chosen)
+        _plan_all(self.robust, chosen, *(observations.as_inputs()[name].astype(np.float64) for name in _PLANNED))
         return chosen
 
 
