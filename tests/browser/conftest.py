@@ -1,0 +1,154 @@
+"""A title, an edge, Playhead and a browser, all real. A test skips where a program or package that it needs is absent."""
+
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from serve.arguments import Arguments
+from tests.browser.edge import NGINX, Nginx, running_nginx
+from tests.browser.playhead import PlayheadServer
+from tests.browser.title import Title, make_title
+from tests.conftest import ValkeyProcess
+from tests.serve.conftest import make_title as make_catalogue_title
+from tests.serve.gateway.conftest import write_titles
+
+HERE: Final = Path(__file__).parent
+PLAYERS: Final = HERE.parents[1] / "deployments" / "players"
+CHROMIUM: Final = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NODE: Final = shutil.which("node")
+
+OpenEdge = Callable[..., AbstractContextManager[Nginx]]
+
+
+@pytest.fixture(scope="session")
+def _needs_nginx() -> None:
+    if NGINX is None:
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
+
+
+@pytest.fixture(scope="session")
+def _needs_browser() -> None:
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    if NODE is None:
+        pytest.skip("node is not installed (Debian: apt-get install nodejs)")
+    if not (HERE / "node_modules" / "playwright-core").is_dir():
+        pytest.skip("the players are not installed (npm ci --prefix tests/browser)")
+
+
+@pytest.fixture(scope="session")
+def title(tmp_path_factory: pytest.TempPathFactory) -> Title:
+    """The title, encoded once."""
+    return make_title(tmp_path_factory.mktemp("titles") / "title")
+
+
+@pytest.fixture(scope="session")
+def root(_needs_nginx: None, tmp_path_factory: pytest.TempPathFactory, title: Title) -> Path:
+    """What the edge serves: the title, the test pages, the players' modules and libraries."""
+    folder = tmp_path_factory.mktemp("root")
+    for name, path in {
+        "title": title.folder,
+        "page": HERE / "page",
+        "players": PLAYERS,
+        "npm": HERE / "node_modules",
+    }.items():
+        (folder / name).symlink_to(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def playhead(_shared_valkey: ValkeyProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlayheadServer]:
+    """A running Playhead."""
+    home = tmp_path_factory.mktemp("home")
+    write_titles(home, [make_catalogue_title(number) for number in range(1, 4)])
+    server = PlayheadServer(Arguments(dataset="small", home=home, redis_url=_shared_valkey.url))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def open_edge(_needs_nginx: None, tmp_path: Path, root: Path) -> OpenEdge:
+    """Opens an edge that asks Playhead at a port of 127.0.0.1."""
+    return lambda port, **settings: running_nginx(tmp_path / "edge", root, port, **settings)
+
+
+@pytest.fixture
+def edge(open_edge: OpenEdge, playhead: PlayheadServer) -> Iterator[Nginx]:
+    """An edge that asks Playhead."""
+    with open_edge(playhead.port) as nginx:
+        yield nginx
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """What a page measured.
+
+    Attributes:
+        fetched: video segments.
+        played_s: where the playhead stood at the end.
+        stalls: how often it waited after the start.
+        decisions: what the shipped client counted; empty where it was not used.
+        told: the console, for a failed test's reader.
+    """
+
+    fetched: int
+    played_s: float
+    stalls: int
+    decisions: dict[str, int]
+    told: list[str]
+
+
+class Browser:
+    """Headless Chromium behind a slow network."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def view(self, url: str, *, kbps: int, meanwhile: Callable[[], None] = lambda: None) -> Viewing:
+        """Watch a page until it says that it is done.
+
+        Args:
+            url: of the page.
+            kbps: what the network carries.
+            meanwhile: runs beside it.
+        """
+        assert NODE is not None
+        given: dict[str, Any] = {
+            "chromium": CHROMIUM,
+            "profile": str(self._folder / "profile"),
+            "url": url,
+            "kbps": kbps,
+            "latencyMs": 20,
+            "timeoutMs": 50_000,
+        }
+        beside = threading.Thread(target=meanwhile)
+        beside.start()
+        done = subprocess.run(
+            [NODE, str(HERE / "drive.mjs"), json.dumps(given)],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        beside.join(60)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["error"] is None, report
+        return Viewing(
+            report["fetched"], report["played_s"], report["stalls"], report.get("decisions") or {}, report["told"]
+        )
+
+
+@pytest.fixture
+def browser(_needs_browser: None, tmp_path: Path) -> Browser:
+    """A browser with a profile of its own."""
+    return Browser(tmp_path)
