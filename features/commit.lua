@@ -6,12 +6,22 @@
 --       hash fields of a title's record (impressions, plays, finishes, thumbs_up, thumbs_down, last_ts_ms, trend, _ts);
 --       then per title 7 numbers to add to the first five, to take the maximum with, and to add in log2 space.
 -- Returns 1, or 0 where the record changed since it was read or an id was seen meanwhile: read again and retry.
+-- A record's key of another type than a hash is none of ours: it is set aside under another name, and the record begun anew.
+-- The log is written first: where it cannot be, nothing is.
 
-local version = redis.call('HGET', KEYS[1], 'playhead:version') or ''
+local function is_strange(key)
+  local kind = redis.call('TYPE', key).ok
+  return kind ~= 'hash' and kind ~= 'none'
+end
+
+local function set_aside(key) redis.call('RENAME', key, key .. ':unreadable') end
+
+local strange = is_strange(KEYS[1])
+local version = not strange and redis.call('HGET', KEYS[1], 'playhead:version') or ''
 if version ~= ARGV[1] then return 0 end
 local n_events, n_titles, n_fields = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 for i = 1, n_events do
-  if redis.call('EXISTS', KEYS[2 + i]) == 1 then return 0 end
+  if redis.call('MGET', KEYS[2 + i])[1] then return 0 end
 end
 
 -- feast.types.Value: int64_val is field 4 (a varint), double_val is field 5 (little-endian).
@@ -53,19 +63,20 @@ local function number(text)
   return tonumber(text)
 end
 
-local at = 5
-redis.call('HSET', KEYS[1], 'playhead:version', (tonumber(version) or 0) + 1, unpack(ARGV, at + 1, at + n_fields))
-at = at + n_fields
+local at = 5 + n_fields
 for i = 1, n_events do
   redis.call('XADD', KEYS[2], '*', 'event', ARGV[at + i])
   redis.call('SET', KEYS[2 + i], '', 'EX', ARGV[2])
 end
+if strange then set_aside(KEYS[1]) end
+redis.call('HSET', KEYS[1], 'playhead:version', (tonumber(version) or 0) + 1, unpack(ARGV, 6, 5 + n_fields))
 at = at + n_events
 
 local fields = {unpack(ARGV, at + 1, at + 8)}
 at = at + 8
 for t = 1, n_titles do
   local key = KEYS[2 + n_events + t]
+  if is_strange(key) then set_aside(key) end
   local held = redis.call('HMGET', key, unpack(fields, 1, 7))
   local row = {}
   for f = 1, 5 do

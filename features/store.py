@@ -262,7 +262,7 @@ class _Replacer:
         with self._client.pipeline(transaction=False) as pipe:
             for key in waiting:
                 pipe.hmget(key, list(fields))  # type: ignore[arg-type]  # keys are binary
-            rows = pipe.execute()
+            rows = [self._held(reply, len(fields)) for reply in pipe.execute(raise_on_error=False)]
         tried = []
         with self._client.pipeline(transaction=False) as pipe:
             for (key, name), values in zip(waiting.items(), rows, strict=True):
@@ -278,6 +278,15 @@ class _Replacer:
             replies = pipe.execute() if tried else []
         lost = {key: waiting[key] for key, reply in zip(tried, replies, strict=True) if reply == 0}
         return len(tried) - len(lost), lost
+
+    @staticmethod
+    def _held(reply: Any, count: int) -> list[bytes | None]:
+        """The values of a hash: none where the key is of another type, and so none of ours."""
+        if isinstance(reply, redis.RedisError):
+            if not str(reply).startswith("WRONGTYPE"):
+                raise reply
+            return [None] * count
+        return list(reply)
 
 
 def _profile_change(row: _Row, snapshot: str, states: dict[str, ProfileState]) -> _Change | None:

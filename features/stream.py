@@ -19,6 +19,7 @@ The script touches keys of several slots, so it needs one Redis or Valkey, not a
 """
 
 import asyncio
+import logging
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from hiredis import ReplyError
 
 from features.errors import CorruptRecord, InvalidBatch, StoreTimeout, StoreUnavailable
 from features.events import Event, EventKind
-from features.layout import command
+from features.layout import command, corrupt
 from features.link import StoreLink
 from features.popularity import COUNTED, HALF_LIFE_MS, NO_TREND, add_logs, title_key
 from features.profiles import ProfileState
@@ -61,6 +62,9 @@ MAX_BATCH: Final = 1000
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.05
 _TITLE_FIELDS: Final = [*TITLE_STATS.fields(), TITLE_STATS.ts_field]
+
+
+_log = logging.getLogger(__name__)
 
 
 def seen_key(event_id: str) -> str:
@@ -226,19 +230,23 @@ class EventWriter:
     async def _round(self, groups: dict[str, list[Event]]) -> dict[str, int]:
         """Try to commit each profile once: how many events each profile that got through had new."""
         reads = [part for profile_id, events in groups.items() for part in _read_commands(profile_id, events)]
-        replies = await self._call(reads)
+        replies = await self._call(reads, reading=True)
         done: dict[str, int] = {}
         commits: list[tuple[str, int, list[Any]]] = []
         for index, (profile_id, events) in enumerate(groups.items()):
-            (version, *record), seen = replies[2 * index], replies[2 * index + 1]
+            found, seen = replies[2 * index : 2 * index + 2]
+            version, *record = [None] * (1 + len(STATE_FIELDS)) if isinstance(found, ReplyError) else found
             fresh = [event for event, mark in zip(events, seen, strict=True) if mark is None]
             if not fresh:
                 done[profile_id] = 0
                 continue
             try:
+                if isinstance(found, ReplyError):
+                    raise corrupt(f"record of profile {profile_id}", str(found))
                 state = decode_state(profile_id, record) or ProfileState()
                 reset = False
-            except CorruptRecord:
+            except CorruptRecord as error:
+                _log.warning("begun anew, the log still has all events: %s", error)
                 state, reset = begun_anew(record), True
                 self.outcomes["corrupt"] += 1
                 await self._call([["DEL", FILLED_KEY]])  # so that the next start fills the profile again
@@ -260,11 +268,12 @@ class EventWriter:
         except _NoScript:  # a store that started anew
             return await self._call([["EVAL", self._script.source, *call[2:]] for call in batch])
 
-    async def _call(self, batch: list[list[Any]]) -> list[Any]:
+    async def _call(self, batch: list[list[Any]], *, reading: bool = False) -> list[Any]:
+        """The replies; while reading, an error among them for a key of another type: it concerns one profile alone."""
         payload = b"".join([command(*arguments) for arguments in batch])
         replies = await self._link.call(payload, count=len(batch), deadline_s=self._deadline_s)
         for reply in replies:
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, ReplyError) and not (reading and str(reply).startswith("WRONGTYPE")):
                 if str(reply).startswith("NOSCRIPT"):
                     raise _NoScript
                 raise StoreUnavailable(

@@ -294,6 +294,15 @@ def test_a_corrupt_record_is_filled_anew(settings, tmp_path, client):
     assert got == wanted
 
 
+def test_a_key_of_another_type_is_filled_anew(settings, tmp_path, client):
+    for key in (profile_key("p1"), title_key("t1")):
+        client.set(key, "text")
+    materialise(settings, a_dataset(tmp_path / "data", EVENTS))
+    assert read_profiles(settings) == expected_profiles(EVENTS)
+    assert_titles(settings, EVENTS)
+    assert client.get(profile_key("p1") + b":unreadable") == b"text"
+
+
 def test_writers_and_a_fill_at_the_same_time(settings, tmp_path, monkeypatch):
     past, live = some_events(300), some_events(300, seed=2, prefix="live", start=START + 10**6)
     dataset = a_dataset(tmp_path / "data", past)

@@ -15,6 +15,7 @@ from features.errors import InvalidBatch, StoreTimeout, StoreUnavailable
 from features.events import Event, EventKind
 from features.online import OnlineFeatures
 from features.popularity import TitleStatistics, title_key
+from features.records import profile_key
 from features.stream import MAX_BATCH, STREAM, EventWriter, WriteReceipt, seen_key
 from features.views import TITLE_STATS
 
@@ -155,6 +156,44 @@ async def test_one_titles_rubbish_does_not_hide_the_others_statistics(settings, 
     await reader.close()
     assert [found[title].plays for title in ("bad", "good", "text")] == [0, 1, 0]
     assert [name in caplog.text for name in ("title bad", "title good", "title text")] == [True, False, True]
+
+
+@pytest.mark.parametrize("poison", [("set", "text"), ("rpush", "a", "list"), ("zadd", {"a": 1})])
+async def test_a_key_of_another_type_holds_nobody_up(settings, writer, features, client, caplog, poison):
+    """Profiles', titles' and marks' keys that somebody wrote over: all events are stored once, the others as ever."""
+    how, *what = poison
+    await writer.write([an_event(0, "good"), an_event(1, "good")])
+    for key in (profile_key("bad"), title_key("t2"), seen_key("good-3")):
+        getattr(client, how)(key, *what)
+    events = [*(an_event(index, "good") for index in range(2, 5)), *(an_event(index, "bad") for index in range(4))]
+    receipt = await writer.write(events)
+    seen = 1 if how == "set" else 0  # a text there says so, whoever wrote it
+    assert receipt == WriteReceipt(7 - seen, seen)
+    assert (await writer.write(events)).duplicates == 7
+    assert len(logged(client)) == 9 - seen
+    good, bad = await features.read("good"), await features.read("bad")
+    assert (good.degraded, good.history.n_events, good.stats.kids) == ((), 5 - seen, False)
+    assert (bad.degraded, bad.history.n_events, bad.stats.kids) == ((), 4, True)  # a doubtful profile is a kids profile
+    reader = TitleStatistics(settings)
+    stats = await reader.read_all(["t1", "t2"])
+    await reader.close()
+    assert [stats[title].plays for title in ("t1", "t2")] == [2, 2]
+    assert writer.outcomes["corrupt"] == 1
+    assert "profile bad" in caplog.text
+    for key in (profile_key("bad"), title_key("t2")):  # kept for whoever wants to know
+        assert client.type(key + b":unreadable") == {"set": b"string", "rpush": b"list", "zadd": b"zset"}[how]
+
+
+async def test_a_log_of_another_type_stores_nothing(writer, features, client):
+    client.set(STREAM, "no stream")
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+            await writer.write([an_event(1)])
+    assert not (await features.read("p1")).known
+    assert not client.exists(seen_key("p1-1"), title_key("t1"))
+    client.delete(STREAM)
+    assert await writer.write([an_event(1)]) == WriteReceipt(1, 0)
+    assert (await features.read("p1")).history.n_events == 1
 
 
 async def test_a_store_that_forgot_the_script_is_taught_again(writer, client):
