@@ -77,7 +77,10 @@ export class Decisions {
             download_s: this._downloadS,
             rungs_kbps: rungsKbps,
         };
-        const next = {segmentIndex, choices, choice: undefined, untilMs: 0, missing: 'late', abort: new AbortController()};
+        const next = {
+            choices, choice: undefined, untilMs: 0, missing: 'late', settled: false, counted: false,
+            abort: new AbortController(),
+        };
         this._next = next;
         this._counts.asked += 1;
         this._fetch(question, next);
@@ -105,6 +108,7 @@ export class Decisions {
             next.missing = next.abort.signal.aborted ? 'late' : 'failed';
         } finally {
             clearTimeout(timer);
+            next.settled = true;
         }
     }
 
@@ -141,6 +145,11 @@ export class Decisions {
     drop() {
         this._next?.abort.abort();
         this._next = null;
+    }
+
+    /** Whether nothing is on its way. */
+    get settled() {
+        return this._next?.settled ?? true;
     }
 
     /** How often it was asked, answered and followed, and why not. */

@@ -1,4 +1,4 @@
-"""A title, an edge, Playhead and a browser, all real. A test skips where a program or package that it needs is absent."""
+"""A title, an edge, Playhead and a browser, all real. A test skips where a program or package it needs is absent."""
 
 import json
 import shutil
@@ -96,7 +96,8 @@ class Viewing:
         fetched: video segments.
         played_s: where the playhead stood at the end.
         stalls: how often it waited after the start.
-        decisions: what the shipped client counted; empty where it was not used.
+        decisions: what the shipped client counted.
+        answers: Playhead's to it that came in time: question, index of the segment (from 0), rung, degraded.
         told: the console, for a failed test's reader.
     """
 
@@ -104,6 +105,7 @@ class Viewing:
     played_s: float
     stalls: int
     decisions: dict[str, int]
+    answers: list[dict[str, Any]]
     told: list[str]
 
 
@@ -143,9 +145,8 @@ class Browser:
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
         assert report["error"] is None, report
-        return Viewing(
-            report["fetched"], report["played_s"], report["stalls"], report.get("decisions") or {}, report["told"]
-        )
+        del report["error"]
+        return Viewing(**report)
 
 
 @pytest.fixture

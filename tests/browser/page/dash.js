@@ -3,7 +3,7 @@
 import dashjs from '/npm/dashjs/dist/modern/esm/dash.all.min.js';
 import {Decisions} from '/players/decisions.js';
 import {followPlayhead} from '/players/dashjs.js';
-import {measure} from './measure.js';
+import {measure, noteAnswers} from './measure.js';
 
 const query = new URLSearchParams(location.search);
 const video = document.querySelector('video');
@@ -16,6 +16,7 @@ player.updateSettings({
         cmsd: {enabled: query.has('cmsd'), abr: {applyMb: query.has('cmsd')}},
     },
 });
+const answers = noteAnswers();
 const watch = measure(video, Number(query.get('segments')));
 player.on(dashjs.MediaPlayer.events.FRAGMENT_LOADING_COMPLETED, ({request}) => {
     if (request.mediaType === 'video' && !request.isInitializationRequest()) {
@@ -36,5 +37,5 @@ window.session = {
         player.setAutoPlay(true);
         player.attachSource(new URL(`/${query.get('title')}/manifest.mpd`, location).href);
     },
-    report: () => ({...watch.report(), decisions: decisions.report()}),
+    report: () => ({...watch.report(), decisions: decisions.report(), answers}),
 };

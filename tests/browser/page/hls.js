@@ -3,7 +3,7 @@
 import Hls from '/npm/hls.js/dist/hls.min.mjs';
 import {Decisions} from '/players/decisions.js';
 import {playheadAbrController} from '/players/hlsjs.js';
-import {measure} from './measure.js';
+import {measure, noteAnswers} from './measure.js';
 
 const query = new URLSearchParams(location.search);
 const video = document.querySelector('video');
@@ -13,6 +13,7 @@ const hls = new Hls({
     cmcd: {sessionId: query.get('session'), contentId: query.get('title')},
     maxBufferLength: 30,
 });
+const answers = noteAnswers();
 const watch = measure(video, Number(query.get('segments')));
 hls.on(Hls.Events.FRAG_LOADED, (event, {frag}) => {
     if (frag.type === 'main' && frag.sn !== 'initSegment') {
@@ -28,5 +29,5 @@ window.session = {
         hls.attachMedia(video);
         video.play();
     },
-    report: () => ({...watch.report(), decisions: decisions.report()}),
+    report: () => ({...watch.report(), decisions: decisions.report(), answers}),
 };

@@ -1,0 +1,69 @@
+"""Players that ask Playhead for each segment, one ahead: they fetch what it says, and play on when it is gone."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.browser.conftest import Browser, Viewing
+from tests.browser.edge import Fetch, Nginx
+from tests.browser.playhead import PlayheadServer
+from tests.browser.title import RUNGS_KBPS
+
+SEGMENTS = 13
+STOP_AFTER = 7
+NETWORK_KBPS = 2500
+FOLLOW = "&rule&degraded"
+
+
+def wait_for(met: Callable[[], bool], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("player", ["dash", "hls"])
+def test_a_player_fetches_what_playhead_says_and_plays_on_without_it(
+    edge: Nginx, playhead: PlayheadServer, browser: Browser, player: str
+) -> None:
+    def stop_midway() -> None:
+        wait_for(lambda: len(edge.video(len(RUNGS_KBPS))) >= STOP_AFTER, 45)
+        playhead.stop()
+
+    try:
+        seen = browser.view(
+            f"{edge.url}/page/{player}.html?title=title&segments={SEGMENTS}&session=s-{player}{FOLLOW}",
+            kbps=NETWORK_KBPS,
+            meanwhile=stop_midway,
+        )
+    finally:
+        playhead.stop()
+        playhead.start()
+    fetches = edge.video(len(RUNGS_KBPS))
+    assert seen.fetched >= SEGMENTS, seen.told
+    assert {fetch.status for fetch in fetches} <= {200, 304}, seen.told
+    asked = edge.fetches("/v1/bitrate")
+    answered = [fetch for fetch in asked if fetch.status == 200]
+    gone = [fetch for fetch in asked if fetch.status == 502]
+    assert len(answered) + len(gone) == len(asked)
+    assert len(gone) >= 2, "Playhead was not asked after it had gone"
+
+    followed = obeyed(fetches, seen)
+    assert followed >= STOP_AFTER - 3, seen
+    assert seen.decisions["followed"] >= followed
+    assert seen.decisions["failed"] >= len(gone) - 1, seen
+    assert seen.stalls <= 1, seen
+    assert seen.played_s > 5, seen
+
+
+def obeyed(fetches: list[Fetch], seen: Viewing) -> int:
+    """How many segments were fetched as Playhead said; every answer in time must be one of them.
+
+    Of a segment that was fetched twice the first time counts: then a download was given up.
+    """
+    rungs = {fetch.segment[1] - 1: fetch.segment[0] for fetch in reversed(fetches) if fetch.segment}
+    told = {answer["index"]: answer["rung"] for answer in seen.answers if answer["index"] in rungs}
+    assert {index: rungs[index] for index in told} == told, seen
+    return len(told)
