@@ -19,7 +19,7 @@ from features.networks import Network, NetworkReader, Throughput
 from features.renditions import Rendition, RenditionReader
 from features.settings import Settings
 from serve.bitrate.observations import LOOKAHEAD
-from serve.bitrate.sessions import MAX_KBPS, MIN_KBPS, Session
+from serve.bitrate.sessions import MAX_KBPS, MIN_KBPS, Session, nearest
 
 TIMEOUT: Final = "segments_timeout"
 UNAVAILABLE: Final = "segments_unavailable"
@@ -197,9 +197,10 @@ def _lacks_segments(session: Session) -> bool:
 
 def _add_segments(session: Session, known: TitleSegments) -> None:
     """Give a session what is stored of its title."""
-    if not session.rungs_kbps and session.ladder_size == 0:
+    if session.guessed or (not session.rungs_kbps and not session.ladder_size):
+        if session.last_rung >= 0:
+            session.last_rung = nearest(known.rungs_kbps, session.rungs_kbps[session.last_rung])
         session.rungs_kbps, session.places = known.rungs_kbps, range(len(known.rungs_kbps))
-        session.ladder_size = len(known.rungs_kbps)
     columns = known.columns(session.rungs_kbps) if session.rungs_kbps else None
     if columns is None or session.segment_index < 0:
         return

@@ -77,6 +77,7 @@ class Session:
         title_id: the title, or empty.
         cdn: the delivery network, or empty.
         asn: the viewer's network, or empty.
+        guessed: whether the ladder is only a guess, to be replaced by the title's.
         simple: whether too little is known to ask the model.
         reasons: what was wrong, by name.
     """
@@ -103,6 +104,7 @@ class Session:
     title_id: str = ""
     cdn: str = ""
     asn: str = ""
+    guessed: bool = False
     simple: bool = False
     reasons: list[str] = field(default_factory=list)
 
@@ -201,7 +203,7 @@ def _is_unicode(value: str) -> bool:
 
 def _read_ladder(session: Session, given: object) -> None:
     if type(given) is not list or not given:
-        session.note("missing_field:rungs_kbps" if given is None else "bad_field:rungs_kbps", simple=True)
+        session.note("missing_field:rungs_kbps" if given is None else "bad_field:rungs_kbps")
         return
     session.ladder_size = len(given)
     before = MIN_KBPS / 2
@@ -225,7 +227,7 @@ def _read_ladder(session: Session, given: object) -> None:
         session.note(LADDER_CUT)
         ladder = _cut(ladder)
     if not ladder:
-        session.note("bad_field:rungs_kbps", simple=True)
+        session.note("bad_field:rungs_kbps")
     session.rungs_kbps, session.places = ladder, [first[kbps] for kbps in ladder]
 
 
@@ -239,6 +241,11 @@ def _cut(ladder: list[float]) -> list[float]:
             min((rung for rung in range(len(ladder)) if rung not in kept), key=lambda rung: _off(ladder, rung, wanted))
         )
     return [ladder[rung] for rung in sorted(kept)]
+
+
+def nearest(ladder: Sequence[float], kbps: float) -> int:
+    """The rung whose bitrate is nearest, by ratio."""
+    return min(range(len(ladder)), key=lambda rung: _off(ladder, rung, math.log(kbps)))
 
 
 def _off(ladder: Sequence[float], rung: int, log_kbps: float) -> float:
@@ -260,8 +267,7 @@ def _read_last_rung(session: Session, document: Mapping[str, Any], given: object
     assert type(given) is list
     kbps = given[int(value)]
     if is_number(kbps) and MIN_KBPS <= kbps <= MAX_KBPS:
-        wanted = math.log(kbps)
-        session.last_rung = min(range(len(session.rungs_kbps)), key=lambda rung: _off(session.rungs_kbps, rung, wanted))
+        session.last_rung = nearest(session.rungs_kbps, kbps)
     else:
         session.note("bad_field:last_rung")
 

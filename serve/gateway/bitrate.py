@@ -7,14 +7,17 @@ that is no JSON, or more of it than is read, gets a 4xx.
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import FastAPI, Request, Response
 
 from serve.bitrate.decisions import Decider, Decision
 from serve.bitrate.planner import INLINE
+from serve.bitrate.players import AUDIO_TYPE, VIDEO_TYPES, Players, session_of
 from serve.bitrate.schemas import (
     MAX_SESSIONS,
     SESSION_EXAMPLE,
@@ -27,8 +30,10 @@ from serve.bitrate.sessions import Session, read_session
 from serve.errors import InvalidInput
 from serve.gateway.entrance import Context, context_of
 from serve.gateway.errors import Malformed, Words, responses, shortened
-from serve.gateway.player import _TIMEOUT_HEADER as TIMEOUT_HEADER
-from serve.gateway.requests import ModelRoute, read_bytes
+from serve.gateway.player import _TIMEOUT_HEADER
+from serve.gateway.requests import MAX_QUERY_FIELDS, ModelRoute, read_bytes
+from serve.telemetry.cmcd import HEADERS, read
+from serve.telemetry.cmsd import DYNAMIC, dynamic
 
 MAX_BODY_BYTES: Final = 4 << 20
 """1,000 sessions with sizes and VMAF of all upcoming segments take 1 to 2 MiB."""
@@ -42,6 +47,39 @@ _DEADLINE_SHARE: Final = 0.8
 """Share of a request's deadline that a decision may take; the rest is for the way back."""
 
 _MAX_DIGITS: Final = 300
+
+
+_MAX_RUNGS_LENGTH: Final = 1024
+
+_CMCD_EXAMPLE: Final = 'bl=11300,br=1850,cid="242",d=4000,mtp=2100,ot=v,sid="s-81",tb=4300'
+_CMSD_ANSWER: Final[dict[str, Any]] = {
+    "description": "No body; the headers are the answer.",
+    "headers": {
+        DYNAMIC: {
+            "schema": {"type": "string", "examples": ['"playhead";etp=2200;mb=1946;rtt=24']},
+            "description": "To be attached to the media answer.",
+        },
+        "Playhead-Versions": {"schema": {"type": "string"}, "description": "Which policy decided."},
+        "Playhead-Degraded": {"schema": {"type": "string"}, "description": "Why the answer is less than it could be."},
+    },
+}
+
+
+def _parameter(name: str, place: str, about: str, **schema: Any) -> dict[str, Any]:
+    told = {"name": name, "in": place, "required": False, "description": about}
+    return told | {"schema": {"type": "string", **schema}}
+
+
+_CMSD_PARAMETERS: Final = [
+    _parameter("CMCD", "query", "What the player says, CTA-5004 version 1 or 2.", examples=[_CMCD_EXAMPLE]),
+    *(_parameter(name, "header", "Likewise, where the player sends headers.") for name in HEADERS),
+    _parameter("rungs_kbps", "query", "The title's ladder: bitrates with commas between.", examples=["300,750,1200"]),
+    _parameter("title_id", "query", "The title whose ladder is looked up; default: CMCD's `cid`."),
+    _parameter("cdn", "query", "The delivery network; default: CMCD's `cdn`."),
+    _parameter("asn", "query", "The viewer's network."),
+    _parameter("rtt_us", "query", "Round trip to the player in microseconds, as nginx has it in `$tcpinfo_rtt`."),
+    _TIMEOUT_HEADER,
+]
 
 
 class OpenRoute(ModelRoute):
@@ -68,6 +106,7 @@ class BitrateRoutes:
 
     def __init__(self, decider: Decider) -> None:
         self._decider = decider
+        self._players = Players()
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to an application."""
@@ -92,9 +131,61 @@ class BitrateRoutes:
             tags=["streaming"],
             summary="Which rung to fetch next, for one session or up to 1,000",
             responses=responses(400, 401, 408, 413, 422),
-            openapi_extra={"requestBody": body, "parameters": [TIMEOUT_HEADER]},
+            openapi_extra={"requestBody": body, "parameters": [_TIMEOUT_HEADER]},
             route_class_override=OpenRoute,
         )
+        app.router.add_api_route(
+            "/v1/bitrate/cmsd",
+            self.cmsd,
+            response_class=Response,
+            tags=["streaming"],
+            summary="CMCD in, CMSD out: the highest bitrate that a player should play",
+            responses=responses(401) | {200: _CMSD_ANSWER},
+            openapi_extra={"parameters": _CMSD_PARAMETERS},
+            route_class_override=OpenRoute,
+        )
+
+    async def cmsd(self, request: Request) -> Response:
+        """Take what a player says of itself (CTA-5004) and answer with CMSD-Dynamic (CTA-5006) to attach.
+
+        `mb` is the bitrate of the rung that the session should fetch next, plus that of its separate audio where the
+        player requests one; `etp` the median throughput expected; `rtt` as the edge measured it. What is not known is
+        left out; the answer is 200 with no body in any case.
+        """
+        context = context_of(request)
+        query = _query(request.scope["query_string"])
+        headers = request.headers
+        cmcd = read([query.get("CMCD", ""), *(headers[name] for name in HEADERS if name in headers)])
+        player = self._players.meet(cmcd.text("sid"))
+        kind = cmcd.text("ot")
+        version = None
+        if kind in VIDEO_TYPES or (not kind and "br" in cmcd.values):
+            session = session_of(
+                cmcd,
+                player,
+                rungs_kbps=_rungs(query.get("rungs_kbps", "")),
+                title_id=query.get("title_id", ""),
+                cdn=query.get("cdn", ""),
+                asn=query.get("asn", ""),
+            )
+            within_s = context.left_ms() / 1000 * _DEADLINE_SHARE
+            (decision,), version = await self._decider.decide([session], within_s)
+            context.degraded = tuple(session.reasons)
+            player.mb_kbps, player.etp_kbps = decision.bitrate_kbps, decision.throughput_kbps[1]
+        elif kind == AUDIO_TYPE:
+            player.audio_kbps = cmcd.number("br", kind) or player.audio_kbps
+        cap_kbps = player.mb_kbps
+        if cap_kbps is not None and kind != "av":
+            cap_kbps += player.audio_kbps
+        told = {
+            DYNAMIC: dynamic(etp_kbps=player.etp_kbps, mb_kbps=cap_kbps, rtt_ms=_rtt_ms(query.get("rtt_us", ""))),
+            "Cache-Control": "no-store",
+        }
+        if version is not None:
+            told["Playhead-Versions"] = f"bitrate={version}"
+        if context.degraded:
+            told["Playhead-Degraded"] = ", ".join(context.degraded)
+        return Response(headers=told)
 
     async def bitrate(self, request: Request) -> Response:
         """Decide for one session, a list of sessions, or `{"sessions": [...]}`.
@@ -126,6 +217,30 @@ class BitrateRoutes:
             else _rendered(head, decisions)
         )
         return Response(content, media_type="application/json")
+
+
+def _query(raw: bytes) -> dict[str, str]:
+    """The query's parameters, as far as they can be read; of one that comes twice the last."""
+    try:
+        return dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS))
+    except ValueError:
+        return {}
+
+
+def _rungs(text: str) -> list[float]:
+    """Bitrates of a list, without what is none."""
+    rungs = []
+    for part in text[:_MAX_RUNGS_LENGTH].split(","):
+        try:
+            rungs.append(float(part))
+        except ValueError:
+            continue
+    return rungs
+
+
+def _rtt_ms(text: str) -> float | None:
+    """Microseconds in milliseconds; None where they are none, or absurd."""
+    return int(text) / 1000 if re.fullmatch("[0-9]{1,8}", text) else None
 
 
 def _reference(model: type) -> dict[str, Any]:

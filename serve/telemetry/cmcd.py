@@ -1,0 +1,319 @@
+"""Common Media Client Data, CTA-5004 (version 1) and CTA-5004-B (version 2): what a player says with each request.
+
+It comes as the query parameter `CMCD` or in the headers `CMCD-Request`, `CMCD-Object`, `CMCD-Status`, `CMCD-Session`,
+as a dictionary of structured fields (RFC 8941): `bl=21300,br=3200,bs,ot=v,sid="6e2f"`. Version 2 gives some numbers by
+object type, as inner lists: `br=(3200;v 128;a)`. Version 1 may write `bs=false`.
+
+Reading refuses nothing: what does not fit is left out and named. Keys of the table below are checked for their type and
+tokens; custom keys (with a hyphen) and keys of later versions are kept as they are.
+
+Units: bitrate and throughput kbit/s, time ms, unless the table says otherwise.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+HEADERS: Final = ("cmcd-request", "cmcd-object", "cmcd-status", "cmcd-session")
+"""The four headers, in lower case."""
+
+MAX_LENGTH: Final = 8192
+"""Longer values are not read beyond this."""
+
+MAX_TEXT: Final = 128
+"""Longest content, session and other ids (CTA-5004-B; version 1 allows 64)."""
+
+UNREADABLE: Final = "?"
+"""Named in `malformed` where not even a key can be read."""
+
+
+class Token(str):
+    """A word written without quotes, such as the `v` of `ot=v`."""
+
+    __slots__ = ()
+
+
+Bare = int | float | str | bool
+"""A value: integer, decimal, string, token (`Token`) or boolean."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One entry of an inner list, or a value with parameters.
+
+    Attributes:
+        value: the value.
+        parameters: what was said about it, such as {"v": True}.
+    """
+
+    value: Bare
+    parameters: Mapping[str, Bare] = field(default_factory=dict)
+
+
+Value = Bare | Item | tuple[Item, ...]
+"""What a key may hold; a tuple is an inner list."""
+
+
+class Kind(Enum):
+    """Type of a key's value."""
+
+    INTEGER = "an integer of at least 0"
+    DECIMAL = "a decimal of at least 0"
+    BOOLEAN = "a boolean"
+    TEXT = "a string"
+    TOKEN = "a token"  # noqa: S105 - a type, not a secret
+    INTEGERS = "an integer, or a list of integers by object type"
+    TEXTS = "a string, or a list of strings"
+
+
+OBJECT_TYPES: Final = frozenset({"m", "a", "v", "av", "i", "c", "tt", "k", "o"})
+_FORMATS: Final = frozenset({"d", "h", "s", "o"})
+_STREAMS: Final = frozenset({"v", "l", "ll"})
+_STATES: Final = frozenset({"s", "p", "k", "r", "a", "w", "e", "f", "q", "d"})
+
+TOKENS: Final[Mapping[str, frozenset[str]]] = {
+    "ot": OBJECT_TYPES,
+    "sf": _FORMATS,
+    "st": _STREAMS,
+    "sta": _STATES,
+}
+"""Tokens that a key allows, where the standard closes the list."""
+
+KINDS: Final[Mapping[str, Kind]] = {
+    # bitrates and throughput, kbit/s
+    **dict.fromkeys(("br", "ab", "lb", "lab", "tb", "tab", "tpb", "mtp"), Kind.INTEGERS),
+    "rtp": Kind.INTEGER,  # requested maximum throughput
+    # durations, ms
+    **dict.fromkeys(("bl", "tbl", "bsd", "bsda"), Kind.INTEGERS),
+    **dict.fromkeys(("d", "dl", "ltc", "msd", "pt", "ttfb", "ttfbb", "ttlb", "ts"), Kind.INTEGER),
+    # counts
+    "bsa": Kind.INTEGERS,  # buffer starvations so far
+    **dict.fromkeys(("dfa", "sn", "rc", "v"), Kind.INTEGER),
+    # how playback goes
+    **dict.fromkeys(("bs", "su", "bg", "nr"), Kind.BOOLEAN),
+    "pr": Kind.DECIMAL,  # playback rate, 1 is real time
+    **dict.fromkeys(("ot", "sf", "st", "sta", "e"), Kind.TOKEN),
+    # names
+    **dict.fromkeys(("cid", "sid", "cdn", "cs", "cen", "h", "url", "smrt", "cmsdd", "cmsds"), Kind.TEXT),
+    **dict.fromkeys(("nor", "ec"), Kind.TEXTS),
+    "nrr": Kind.TEXT,
+}
+"""Type of each key that the standards define."""
+
+_IDS: Final = frozenset({"cid", "sid", "cdn", "h"})
+
+_KEY: Final = r"[A-Za-z*][A-Za-z0-9_.*-]*"
+_STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\])*"'
+_WORD: Final = r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*"
+_BARE: Final = rf"-?\d{{1,15}}(?:\.\d{{1,6}})?(?![\w.])|{_STRING}|\?[01]|{_WORD}"
+_PARAMETERS: Final = rf"(?:;[ ]*{_KEY}(?:=(?:{_BARE}))?)*"
+_MEMBER: Final = re.compile(
+    rf"[ \t]*(?P<key>{_KEY})"
+    rf'(?:=(?:(?P<list>\((?:{_STRING}|[^"()])*\))|(?P<bare>{_BARE})))?'
+    rf"(?P<parameters>{_PARAMETERS})[ \t]*(?:,|$)"
+)
+_ENTRY: Final = re.compile(rf"[ ]*(?P<bare>{_BARE})(?P<parameters>{_PARAMETERS})(?=[ ]|$)")
+_PARAMETER: Final = re.compile(rf";[ ]*(?P<key>{_KEY})(?:=(?P<bare>{_BARE}))?")
+_BROKEN: Final = re.compile(rf"[ \t]*(?P<key>{_KEY})?(?:{_STRING}|[^,])*(?:,|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Cmcd:
+    """What a player said.
+
+    Attributes:
+        values: key -> value, all of the right type where the standards say one.
+        malformed: keys whose values could not be used, each once.
+    """
+
+    values: Mapping[str, Value] = field(default_factory=dict)
+    malformed: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """Version of the standard: 1 unless `v` says another."""
+        version = self.values.get("v", 1)
+        return version if isinstance(version, int) else 1
+
+    def text(self, key: str) -> str:
+        """A string or token; empty where there is none."""
+        value = self.values.get(key)
+        return str(value) if isinstance(value, str) else ""
+
+    def flag(self, key: str) -> bool:
+        """A boolean; False where there is none."""
+        return self.values.get(key) is True
+
+    def number(self, key: str, object_type: str = "") -> float | None:
+        """A number; of a list by object type that of the type, else the first; None where there is none.
+
+        Args:
+            key: the key.
+            object_type: such as `v`.
+        """
+        value = self.values.get(key)
+        if isinstance(value, tuple):
+            value = next((item for item in value if object_type in item.parameters), value[0] if value else None)
+        if isinstance(value, Item):
+            value = value.value
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def read(texts: Iterable[str]) -> Cmcd:
+    """What was said in one or more values: the decoded query parameter, and the headers that came.
+
+    Args:
+        texts: dictionaries of structured fields; of a key that comes twice the last counts.
+    """
+    values: dict[str, Value] = {}
+    malformed: dict[str, None] = {}
+    for text in texts:
+        position, end = 0, min(len(text), MAX_LENGTH)
+        while position < end:
+            found = _MEMBER.match(text, position, end)
+            if found is None:
+                broken = _BROKEN.match(text, position, end)
+                assert broken is not None  # it matches anything
+                malformed[broken["key"] or UNREADABLE] = None
+                position = max(broken.end(), position + 1)
+                continue
+            position = found.end()
+            key = found["key"]
+            value = _checked(key, _value(found))
+            if value is None:
+                malformed[key] = None
+            else:
+                values.pop(key, None)
+                values[key] = value
+        if len(text) > MAX_LENGTH:
+            malformed[UNREADABLE] = None
+    return Cmcd(values, tuple(malformed))
+
+
+def written(values: Mapping[str, Value]) -> str:
+    """A dictionary as text, keys in order, as the standards ask: the reverse of `read`.
+
+    Args:
+        values: key -> value; strings without control characters.
+
+    Raises:
+        ValueError: a key, number, token or string that cannot be written.
+    """
+    return ",".join(_member(key, values[key]) for key in sorted(values))
+
+
+def _value(found: re.Match[str]) -> Value | None:
+    """A member's value; None where its inner list cannot be read."""
+    inner = found["list"]
+    parameters = _parameters(found["parameters"])
+    if inner is not None:
+        return None if parameters else _entries(inner[1:-1])
+    bare = True if found["bare"] is None else _bare(found["bare"])
+    return Item(bare, parameters) if parameters else bare
+
+
+def _entries(text: str) -> tuple[Item, ...] | None:
+    entries = []
+    position, text = 0, text.rstrip(" ")
+    while position < len(text):
+        found = _ENTRY.match(text, position)
+        if found is None:
+            return None
+        entries.append(Item(_bare(found["bare"]), _parameters(found["parameters"])))
+        position = found.end()
+    return tuple(entries)
+
+
+def _parameters(text: str) -> dict[str, Bare]:
+    return (
+        {found["key"]: True if found["bare"] is None else _bare(found["bare"]) for found in _PARAMETER.finditer(text)}
+        if text
+        else {}
+    )
+
+
+def _bare(text: str) -> Bare:
+    first = text[0]
+    if first == '"':
+        return re.sub(r"\\(.)", r"\1", text[1:-1]) if "\\" in text else text[1:-1]
+    if first == "?":
+        return text == "?1"
+    if first.isdigit() or first == "-":
+        return float(text) if "." in text else int(text)
+    return Token(text)
+
+
+def _checked(key: str, value: Value | None) -> Value | None:
+    """The value, if it is of the key's type; version 1 writes booleans as words."""
+    kind = KINDS.get(key)
+    if kind is None or value is None:
+        return value
+    fits = _FITS[kind]
+    if kind in _LISTS:
+        items = value if isinstance(value, tuple) else (value,)
+        sound = items and all(fits(item.value if isinstance(item, Item) else item) for item in items)
+        return value if sound else None
+    if kind is Kind.BOOLEAN and isinstance(value, Token) and value in {"true", "false"}:
+        return value == "true"
+    if not fits(value) or (key in TOKENS and value not in TOKENS[key]):
+        return None
+    return None if key in _IDS and len(str(value)) > MAX_TEXT else value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and not isinstance(value, Token)
+
+
+_LISTS: Final = frozenset({Kind.INTEGERS, Kind.TEXTS})
+_FITS: Final[Mapping[Kind, Callable[[object], bool]]] = {
+    Kind.INTEGER: _is_integer,
+    Kind.INTEGERS: _is_integer,
+    Kind.DECIMAL: lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value >= 0,
+    Kind.BOOLEAN: lambda value: isinstance(value, bool),
+    Kind.TEXT: _is_text,
+    Kind.TEXTS: _is_text,
+    Kind.TOKEN: lambda value: isinstance(value, Token),
+}
+
+
+def _member(key: str, value: Value) -> str:
+    if not re.fullmatch(_KEY, key):
+        raise ValueError(f"no key: {key!r}")
+    if value is True:
+        return key
+    if isinstance(value, tuple):
+        return f"{key}=({' '.join(map(_item, value))})"
+    return f"{key}={_item(value if isinstance(value, Item) else Item(value))}"
+
+
+def _item(item: Item) -> str:
+    text = _plain(item.value)
+    for name, value in item.parameters.items():
+        if not re.fullmatch(_KEY, name):
+            raise ValueError(f"no key: {name!r}")
+        text += f";{name}" if value is True else f";{name}={_plain(value)}"
+    return text
+
+
+def _plain(value: Bare) -> str:
+    if isinstance(value, bool):
+        return "?1" if value else "?0"
+    if isinstance(value, Token):
+        if not re.fullmatch(_WORD, value):
+            raise ValueError(f"no token: {value!r}")
+        return value
+    if isinstance(value, str):
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        if not re.fullmatch(_STRING, f'"{quoted}"'):
+            raise ValueError(f"a string with control characters: {value!r}")
+        return f'"{quoted}"'
+    if not math.isfinite(value) or abs(value) >= 10**15:
+        raise ValueError(f"no number of at most 15 digits: {value!r}")
+    return str(value) if isinstance(value, int) else f"{value:.6f}".rstrip("0") + ("0" if value == int(value) else "")
