@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Final
 
 import orjson
@@ -17,7 +18,7 @@ from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.entrance import MAX_DEADLINE_S, MIN_DEADLINE_S, Context, context_of
 from serve.gateway.errors import DeadlineExceeded, Words, responses
 from serve.gateway.stages import Recommender, Stages, StageUnreachable
-from serve.logs import get
+from serve.logs import RequestLog, RequestLogSettings, get
 from serve.metrics import Metrics
 from serve.schemas import (
     MAX_ITEMS,
@@ -96,7 +97,7 @@ class PlayerRoutes:
         self._stages = stages
         self._metrics = metrics
         self._store_deadline_ms = store_deadline_ms
-        self._log = get("player")
+        self._log = RequestLog(RequestLogSettings(), get("player"))
         self._ahead: set[asyncio.Task[None]] = set()
 
     def add_to(self, app: FastAPI) -> None:
@@ -159,7 +160,8 @@ class PlayerRoutes:
         asked = HomeQuery(region=query.region, device=query.device, kids=query.kids, items=query.items)
         answer = await self._recommend(context, lambda ranker: ranker.similar(title_id, asked))
         if isinstance(answer, str):
-            raise DeadlineExceeded(
+            kind = DeadlineExceeded if answer.endswith("_timeout") else Unavailable
+            raise kind(
                 field="title_id",
                 got=Words(answer),
                 expected="an answer of the ranker before the deadline",
@@ -192,11 +194,11 @@ class PlayerRoutes:
         self._metrics.observe("events", time.perf_counter() - started)
         self._metrics.events(accepted=receipt.accepted, duplicates=receipt.duplicates)
         if self._stages.prepare is not None and receipt.accepted:
-            self._prepare({event.profile_id for event in batch.events}, self._stages.prepare)
+            self._prepare(context, {event.profile_id for event in batch.events}, self._stages.prepare)
         body = {"request_id": context.request_id, "accepted": receipt.accepted, "duplicates": receipt.duplicates}
         return Response(orjson.dumps(body), media_type="application/json")
 
-    def _prepare(self, profile_ids: set[str], prepare: Callable[[ProfileFeatures], None]) -> None:
+    def _prepare(self, context: Context, profile_ids: set[str], prepare: Callable[[ProfileFeatures], None]) -> None:
         """Ready the ranker for the next pages of these profiles, after the answer."""
         if len(profile_ids) > _MAX_AHEAD or len(self._ahead) >= _MAX_AHEAD:
             return  # a bulk load, or more to do than there is time for
@@ -207,26 +209,30 @@ class PlayerRoutes:
 
         task = asyncio.create_task(work())
         self._ahead.add(task)
-        task.add_done_callback(self._prepared)
+        task.add_done_callback(partial(self._prepared, context))
 
-    def _prepared(self, task: asyncio.Task[None]) -> None:
+    def _prepared(self, context: Context, task: asyncio.Task[None]) -> None:
         self._ahead.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.warning("not prepared", exc_info=error)
+            self._log.failed(request_id=context.request_id, route=context.route, error=error)
 
     async def _recommend(self, context: Context, ask: Callable[[Recommender], Awaitable[Answer]]) -> Answer | str:
         """The ranker's answer, else the stand-in's, else why there is none."""
         left_s = context.left_ms() / 1000
-        reason = await self._asked(self._stages.ranker, ask, max(left_s - _LAST_RESORT_S, left_s / 2))
+        reason = await self._asked(context, self._stages.ranker, ask, max(left_s - _LAST_RESORT_S, left_s / 2))
         if isinstance(reason, Answer) or self._stages.stand_in is None:
             return reason
-        answer = await self._asked(self._stages.stand_in, ask, context.left_ms() / 1000)
+        answer = await self._asked(context, self._stages.stand_in, ask, context.left_ms() / 1000)
         if isinstance(answer, Answer):
             return replace(answer, degraded=tuple(dict.fromkeys((reason, *answer.degraded))))
         return reason
 
     async def _asked(
-        self, ranker: Recommender, ask: Callable[[Recommender], Awaitable[Answer]], within_s: float
+        self,
+        context: Context,
+        ranker: Recommender,
+        ask: Callable[[Recommender], Awaitable[Answer]],
+        within_s: float,
     ) -> Answer | str:
         """The answer, or the reason why there is none."""
         try:
@@ -238,8 +244,8 @@ class PlayerRoutes:
             reason = error.reason
         except PlayheadError:
             raise
-        except Exception:  # noqa: BLE001 - whatever a model does, the viewer gets a page
-            self._log.exception("ranker failed")
+        except Exception as error:  # noqa: BLE001 - whatever a model does, the viewer gets a page
+            self._log.failed(request_id=context.request_id, route=context.route, error=error)
             reason = "ranker_failed"
         self._metrics.stage_failure("ranking", reason)
         return reason

@@ -12,7 +12,7 @@ from features.profiles import ProfileFeatures
 from serve.arguments import TOKEN_VARIABLE, Arguments
 from serve.errors import InvalidInput
 from serve.gateway.stages import StageUnreachable
-from serve.logs import configure
+from serve.logs import RequestLogSettings, configure
 from serve.schemas import Answer, HomePage, HomeQuery
 from tests.serve.gateway.conftest import OpenClient
 
@@ -69,15 +69,15 @@ class Faulty:
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"),
+    ("fault", "reason", "status"),
     [
-        (RuntimeError("a secret of the inside"), "ranker_failed"),
-        (StageUnreachable("ranker_unreachable"), "ranker_unreachable"),
-        (None, "ranker_timeout"),
+        (RuntimeError("a secret of the inside"), "ranker_failed", 503),
+        (StageUnreachable("ranker_unreachable"), "ranker_unreachable", 503),
+        (None, "ranker_timeout", 504),
     ],
 )
 async def test_a_ranker_that_fails_costs_the_page_but_not_the_answer(
-    arguments: Arguments, open_client: OpenClient, fault: Exception | None, reason: str
+    arguments: Arguments, open_client: OpenClient, fault: Exception | None, reason: str, status: int
 ) -> None:
     async with open_client(arguments, stages={"ranker": Faulty(fault)}) as client:
         started = time.monotonic()
@@ -88,11 +88,27 @@ async def test_a_ranker_that_fails_costs_the_page_but_not_the_answer(
         assert page.degraded == (reason,)
         assert page.rows == ()
         refused = await client.get("/v1/titles/t1/similar", headers={"x-request-timeout-seconds": "0.3"})
-        assert refused.status_code == 504
+        assert (refused.status_code, refused.headers["retry-after"]) == (status, "1")
+        assert refused.json()["errors"][0]["got"] == reason
         assert "secret" not in refused.text
         metrics = (await client.get("/metrics")).text
         assert f'playhead_stage_failures_total{{kind="{reason}",stage="ranking"}} 2.0' in metrics
         assert f'playhead_degraded_total{{reason="{reason}"}} 1.0' in metrics
+
+
+async def test_a_failing_model_does_not_flood_the_log(
+    arguments: Arguments, open_client: OpenClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure()
+    async with open_client(arguments, stages={"ranker": Faulty(RuntimeError("of another shape"))}) as client:
+        started = time.monotonic()
+        answers = [await client.get("/v1/home?profile_id=p1") for _ in range(200)]
+        seconds = time.monotonic() - started
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [line for line in lines if line["logger"] == "playhead.player"]
+    assert 1 <= len(told) <= RequestLogSettings().per_second * (int(seconds) + 2) < 200
+    assert (told[0]["request_id"], told[0]["route"]) == (answers[0].json()["request_id"], "/v1/home")
+    assert "of another shape" in told[0]["exception"]
 
 
 async def test_what_nobody_expected_is_a_problem_with_no_inside_and_a_log_line_with_all(
