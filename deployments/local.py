@@ -23,7 +23,7 @@ from deployments.network import readiness, silence
 from deployments.parts import Cluster, Preparation, start_worker
 from deployments.processes import ENDING_GRACE_S, Child, ProcessRecord
 from deployments.progress import LineReporter, Moment, Notice, Reporter, phase
-from deployments.state import RunFolder, StackError, StackLock, StackState
+from deployments.state import RunFolder, StackError, StackLock, StackState, already_up
 from features.settings import Settings
 from serve.errors import PlayheadError
 
@@ -136,12 +136,7 @@ class Stack:
         """
         url = placement.configured_url(placement.complete(self._options.placement, self._bindings("")))
         if not self._lock.take():
-            raise StackError(
-                field="stack",
-                got=f"already up (pid {self._lock.holder()})",
-                expected="none with this home folder",
-                next_step="`playhead status` shows it, `playhead down` ends it; PLAYHEAD_HOME names another home.",
-            )
+            raise already_up(self._lock.holder())
         clean(self.folder, self._reporter)
         self._check_port()
         embedded_url = "" if self._options.redis_url else self._choose_store()

@@ -33,6 +33,20 @@ class StackError(PlayheadError):
         return f"{self.field}: got {self.got}, expected {self.expected}. {self.next_step}"
 
 
+def already_up(holder: int | None) -> StackError:
+    """The error of who wants to run a stack where there is one.
+
+    Args:
+        holder: process number of who holds the one that is up.
+    """
+    return StackError(
+        field="stack",
+        got=f"already up (pid {holder})",
+        expected="none with this home folder",
+        next_step="`playhead status` shows it, `playhead down` ends it; PLAYHEAD_HOME names another home.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths of one stack's files.

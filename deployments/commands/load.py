@@ -15,6 +15,9 @@ def load(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="How long.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same arrivals.")] = 0,
     url: Annotated[str, typer.Option(help="The service; the one that is up on this machine if not given.")] = "",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Load another machine than this one; it may go down.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Where the page with the latency curve goes.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -40,6 +43,7 @@ def load(
                 seconds=seconds,
                 seed=seed,
                 profiles=folder if folder is not None and not url else 1000,
+                allow_remote=allow_remote,
                 on_progress=advance,
             )
         page = report.write_html(html or settings.home / "load" / f"{report.scenario}.html")

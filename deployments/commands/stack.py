@@ -70,7 +70,10 @@ def up(
 
 def down(*, as_json: Json = False) -> None:
     """End what `playhead up` started, and nothing else."""
+    import contextlib  # noqa: PLC0415
     import signal  # noqa: PLC0415
+
+    import psutil  # noqa: PLC0415
 
     from deployments.leftovers import clean  # noqa: PLC0415
     from deployments.state import RunFolder, StackError, StackLock, StackState  # noqa: PLC0415
@@ -82,14 +85,16 @@ def down(*, as_json: Json = False) -> None:
             output.console.print("nothing is up")
             output.answer({"ended": 0})
             return
-        state, lock, ended = StackState.read(folder), StackLock(folder), 0
-        if lock.holder() is not None and state is not None:
-            ended = sum(len(part.session()) for part in state.parts.values())
-            process = state.supervisor.process()
-            if process is not None:
-                process.send_signal(signal.SIGTERM)
+        lock, ended, asked = StackLock(folder), 0, False
         deadline = time.monotonic() + _DOWN_DEADLINE_S
         while not lock.take():
+            state = None if asked else StackState.read(folder)  # one that starts tells who it is soon after its lock
+            process = None if state is None else state.supervisor.process()
+            if state is not None and process is not None:
+                ended = sum(len(part.session()) for part in state.parts.values())
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGTERM)
+                asked = True
             if time.monotonic() > deadline:
                 raise StackError(
                     field="stack",
@@ -188,17 +193,12 @@ def _detached(settings: "Settings", options: "StackOptions", reporter: "Reporter
         StackError: it could not be brought up; nothing of it is left.
     """
     from deployments.local import options_json  # noqa: PLC0415
-    from deployments.state import RunFolder, StackError, StackLock  # noqa: PLC0415
+    from deployments.state import RunFolder, StackLock, already_up  # noqa: PLC0415
 
     folder = RunFolder(settings.home)
     holder = StackLock(folder).holder()
     if holder is not None:
-        raise StackError(
-            field="stack",
-            got=f"already up (pid {holder})",
-            expected="none with this home folder",
-            next_step="`playhead status` shows it, `playhead down` ends it; PLAYHEAD_HOME names another home.",
-        )
+        raise already_up(holder)
     folder.events.unlink(missing_ok=True)
     log = folder.log("up")
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """The command line's surface is frozen: scripts rely on it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
+from deployments.processes import ProcessRecord
+from deployments.state import RunFolder, StackState
 
 HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openvino", "redis", "httpx", "pydantic"}
 
@@ -29,7 +33,7 @@ OPTIONS = {
     ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
     ("models",): {"--json"},
-    ("load",): {"--rps", "--seconds", "--seed", "--url", "--html", "--json"},
+    ("load",): {"--rps", "--seconds", "--seed", "--url", "--allow-remote", "--html", "--json"},
     ("home",): {"--url", "--json"},
 }
 
@@ -64,7 +68,7 @@ def test_the_verbs():
 def test_the_options(playhead, verb):
     result = playhead(*verb, "--help")
     assert result.exit_code == 0
-    assert set(re.findall(r"--[a-z]+", result.stdout)) == OPTIONS[verb] | {"--help"}
+    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", result.stdout)) == OPTIONS[verb] | {"--help"}
 
 
 def test_help_imports_nothing_heavy():
@@ -86,6 +90,56 @@ def test_status_and_down_of_nothing(playhead):
     down = playhead("down", "--json")
     assert down.exit_code == 0
     assert last_line(down) == {"ended": 0}
+
+
+STARTING = """
+import signal, sys
+from pathlib import Path
+from deployments.processes import ProcessRecord
+from deployments.state import RunFolder, StackLock, StackState
+folder = RunFolder(Path(sys.argv[1]))
+StackLock.take(lock := StackLock(folder))
+print("held", flush=True)
+sys.stdin.readline()
+StackState(ProcessRecord.of("supervisor", lock.holder()), "", "local", "d", "").write(folder)
+signal.pause()
+"""
+
+
+def test_down_ends_what_has_only_just_begun_to_start(tmp_path):
+    """The lock is held, and who holds it is not told yet; what a run that died left there says nothing of it."""
+    home = tmp_path / "home"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    gone = ProcessRecord("supervisor", dead.pid, 1.0)
+    StackState(gone, "", "local", "d", "").write(RunFolder(home))
+    starting = subprocess.Popen(
+        [sys.executable, "-c", STARTING, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with starting:
+        assert starting.stdout.readline() == "held\n"
+        down = subprocess.Popen(
+            [sys.executable, "-m", "deployments.cli", "down", "--json"],
+            env={**os.environ, "PLAYHEAD_HOME": str(home)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            down.wait(3)
+        starting.stdin.write("\n")
+        starting.stdin.flush()
+        told, _ = down.communicate(timeout=20)
+        assert down.returncode == 0
+        assert json.loads(told.splitlines()[-1]) == {"ended": 0}
+        assert starting.wait(5) == -signal.SIGTERM
+
+
+def test_load_of_another_machine_is_a_choice(playhead):
+    refused = playhead("load", "home", "--url", "http://192.0.2.1:9", "--json")
+    assert "--allow-remote" in last_line(refused)["error"]["next_step"]
+    allowed = playhead("load", "home", "--url", "http://name.invalid:9", "--allow-remote", "--json")
+    assert allowed.exit_code == 1
+    assert "this machine" not in last_line(allowed)["error"]["expected"]
 
 
 def test_doctor_on_a_fresh_machine(playhead):
