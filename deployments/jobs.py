@@ -24,6 +24,12 @@ MODEL: Final = "recommend"
 _MOST_THREADS: Final = 8  # the models are small: more threads wait for each other
 
 
+def _threads() -> int:
+    """Half of the usable cores: threads that share a core with other work spin instead of working."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable // 2, _MOST_THREADS))
+
+
 def _advance(reporter: Reporter, name: str) -> Callable[..., None]:
     def advance(stage: str, done: int, total: int, note: str = "") -> None:
         share = done / total if total else None
@@ -42,7 +48,7 @@ def train(dataset: Dataset, settings: Settings, reporter: Reporter, *, seed: int
         seed: of everything random.
         resume: take up the run of this data set and seed that was interrupted, if there is one.
     """
-    torch.set_num_threads(min(os.cpu_count() or 1, _MOST_THREADS))
+    torch.set_num_threads(_threads())
     checkpoint = settings.home / "training" / f"{MODEL}-{dataset.name}-{seed}.pt"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if not resume:
@@ -70,7 +76,7 @@ def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, repo
     Returns:
         As training.recommend.evaluate.evaluate.
     """
-    torch.set_num_threads(min(os.cpu_count() or 1, _MOST_THREADS))
+    torch.set_num_threads(_threads())
     path = Path(data)
     if path.suffix and not (settings.datasets / data).is_dir():
         interactions, content = read_interactions(path), None

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from features.events import Event, EventKind
 
-CAPACITY: Final = 200
+CAPACITY: Final = 512
 LIST_CAPACITY: Final = 500
 
 KIND_CODES: Final[dict[EventKind, int]] = {

@@ -45,7 +45,12 @@ class Ranked:
 
 def ndcg(ranks: NDArray[np.float64], cutoff: int = 10) -> float:
     """Mean NDCG with one relevant title each; 0 without ranks."""
-    return float(np.where(ranks <= cutoff, 1 / np.log2(ranks + 1), 0.0).mean()) if ranks.size else 0.0
+    return float(gains_of(ranks, cutoff).mean()) if ranks.size else 0.0
+
+
+def gains_of(ranks: NDArray[np.float64], cutoff: int = 10) -> NDArray[np.float64]:
+    """NDCG of each ranking with one relevant title, from the title's rank."""
+    return np.where(ranks <= cutoff, 1 / np.log2(ranks + 1), 0.0)
 
 
 def rank_targets(

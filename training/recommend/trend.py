@@ -8,6 +8,7 @@ newest visit that is known: when the target happened is not looked at, nor what 
 Shapes: P prefixes, N title rows (row 0 is padding).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -19,12 +20,12 @@ from torch import Tensor
 from features.popularity import HALF_LIFE_MS, NO_TREND
 from features.ranking import relative_trend
 from training.recommend.interactions import PLAYED, Interactions, Ints, Prefix
-from training.recommend.metrics import Ranked, ndcg, rank_targets
+from training.recommend.metrics import Ranked, gains_of, rank_targets
 from training.recommend.split import Split
 from training.recommend.train import final_states
 
 WEIGHTS: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Weights of the trend that are tried, least first: of equals the least is taken."""
+"""Weights of the trend that are tried; the first is none at all."""
 
 VALIDATION_USERS: Final = 5_000
 """The most users that the weight is chosen by."""
@@ -105,7 +106,7 @@ def rank_with_trend(
 
 
 def choose_weight(model: Any, interactions: Interactions, split: Split) -> float:
-    """The trend's weight with the best validation NDCG@10; 0 if none gains.
+    """The trend's weight with the best validation NDCG@10, if it gains more than a standard error; else 0.
 
     Args:
         model: a fitted SequenceModel.
@@ -116,5 +117,8 @@ def choose_weight(model: Any, interactions: Interactions, split: Split) -> float
         return 0.0
     prefixes, targets = split.validation[:VALIDATION_USERS], split.validation_targets[:VALIDATION_USERS]
     tried = rank_with_trend(model, interactions, split, prefixes, targets, WEIGHTS)
-    found = [ndcg(ranked.ranks) for ranked in tried]
-    return WEIGHTS[found.index(max(found))]
+    gains = np.stack([gains_of(ranked.ranks) for ranked in tried])  # (weights, users)
+    best = int(gains.mean(1).argmax())
+    paired = gains[best] - gains[0]
+    error = paired.std(ddof=1) / math.sqrt(len(paired)) if len(paired) > 1 else math.inf
+    return WEIGHTS[best] if paired.mean() > error else 0.0
