@@ -31,11 +31,11 @@ from deployments.local import Stack, StackOptions
 from deployments.network import free_ports
 from deployments.progress import TerminalReporter
 from deployments.state import StackError
+from features.errors import ExplainedError
 from features.settings import Settings
 from loadtests.bench import NAIVE, NOOP, PLAYHEAD, BenchReport, EngineAlone, RedisAlone, run_rounds
 from loadtests.scenario import Audience
 from serve.artifacts import read_champion
-from serve.errors import PlayheadError
 
 STARTING_DEADLINE_S: Final = 240.0
 ENDING_DEADLINE_S: Final = 60.0
@@ -149,7 +149,7 @@ def run(settings: Settings, *, data: str, rounds: int, seconds: float, seed: int
         console: where progress is shown.
 
     Raises:
-        PlayheadError: something could not be brought up or measured; nothing of it is left running.
+        ExplainedError: something could not be brought up or measured; nothing of it is left running.
     """
     own = bench_settings(settings)
     with ExitStack() as stack:
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
             console=console,
         )
-    except PlayheadError as error:
+    except ExplainedError as error:
         console.print(f"[red]{error}[/]")
         return 1
     folder = settings.home / "reports"

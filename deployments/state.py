@@ -29,9 +29,6 @@ class StackError(PlayheadError):
         super().__init__(field=field, got=got, expected=expected, next_step=next_step)
         self.got = str(got)[:_LONGEST_GOT]  # the words of logs and of other processes, unquoted
 
-    def __str__(self) -> str:
-        return f"{self.field}: got {self.got}, expected {self.expected}. {self.next_step}"
-
 
 def already_up(holder: int | None) -> StackError:
     """The error of who wants to run a stack where there is one.
