@@ -30,6 +30,9 @@ class Edge:
         playhead: host:port of Playhead's ingress.
         listen: port, or address:port.
         access_log: where requests are logged, one JSON object each.
+        ladders: file of lines such as `~^/title/ 240,500,950;`, for titles whose rungs Playhead cannot look up by the
+            player's content id; empty: none. Without a ladder Playhead makes one of what players say, and those under
+            `mb` say less and less (docs/players.md).
         deadline_ms: the longest a segment waits for Playhead, milliseconds, 1 to 10,000.
         token: what Playhead is asked with; empty where it needs none.
     """
@@ -38,6 +41,7 @@ class Edge:
     playhead: str = "127.0.0.1:8000"
     listen: str = "127.0.0.1:8080"
     access_log: str = "/var/log/nginx/playhead.log"
+    ladders: str = ""
     deadline_ms: int = 100
     token: str = ""
 
@@ -69,6 +73,7 @@ def render(edge: Edge) -> str:
         "PLAYHEAD": edge.playhead,
         "LISTEN": edge.listen,
         "ACCESS_LOG": edge.access_log,
+        "LADDERS": f"include {edge.ladders};" if edge.ladders else "",
         "DEADLINE_MS": str(edge.deadline_ms),
         "AUTHORIZATION": f"Bearer {edge.token}" if edge.token else "",
     }
@@ -84,6 +89,7 @@ def main() -> None:
     parser.add_argument("--playhead", default=Edge.playhead, help="host:port of Playhead's ingress (%(default)s)")
     parser.add_argument("--listen", default=Edge.listen, help="port or address:port (%(default)s)")
     parser.add_argument("--access-log", default=Edge.access_log, help="JSON lines (%(default)s)")
+    parser.add_argument("--ladders", default=Edge.ladders, help="nginx map of titles to rungs, kbit/s (none)")
     parser.add_argument("--deadline-ms", type=int, default=Edge.deadline_ms, help="longest wait (%(default)s)")
     given = vars(parser.parse_args())
     try:

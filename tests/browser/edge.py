@@ -14,10 +14,11 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from deployments.edge.nginx import Edge, render
+from tests.browser.title import RUNGS_KBPS
 from tests.conftest import free_port
 
 NGINX: Final = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-_SEGMENT: Final = re.compile(r"/seg-(\d+)-(\d+)\.m4s$")
+_MEDIA: Final = re.compile(r"/(?:init-(\d+)\.mp4|seg-(\d+)-(\d+)\.m4s)$")
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Fetch:
         end_s: when it was answered whole.
         took_s: between the two.
         bytes: of the answer's body.
-        mb_kbps: the greatest bitrate that the answer's CMSD suggests; None: it had no such guidance.
-        cmcd: what the player said of itself.
+        cmsd: the guidance that came with it; empty: none.
+        cmcd: what the player said, in its query.
     """
 
     uri: str
@@ -45,10 +46,16 @@ class Fetch:
     cmcd: str
 
     @property
-    def segment(self) -> tuple[int, int] | None:
-        """Rung and number (from 1) of a segment; None for other files."""
-        found = _SEGMENT.search(self.uri)
-        return (int(found[1]), int(found[2])) if found else None
+    def rung(self) -> int | None:
+        """Of a segment, or of what a player needs to start the rung; None for other files."""
+        found = _MEDIA.search(self.uri)
+        return int(found[1] or found[2]) if found else None
+
+    @property
+    def segment(self) -> int | None:
+        """Number of a segment, from 1; None for other files."""
+        found = _MEDIA.search(self.uri)
+        return int(found[3]) if found and found[3] else None
 
     @property
     def mb_kbps(self) -> int | None:
@@ -75,9 +82,13 @@ class Nginx:
         fetches = [_read(json.loads(line)) for line in lines if line.endswith("\n")]
         return sorted((fetch for fetch in fetches if fetch.uri.startswith(prefix)), key=lambda fetch: fetch.start_s)
 
-    def video(self, rungs: int, prefix: str = "/") -> list[Fetch]:
-        """The video segments among them."""
-        return [fetch for fetch in self.fetches(prefix) if fetch.segment and fetch.segment[0] < rungs]
+    def video(self) -> list[Fetch]:
+        """The segments of the title's picture, and what starts its rungs, among them."""
+        return [fetch for fetch in self.fetches() if fetch.rung is not None and fetch.rung < len(RUNGS_KBPS)]
+
+    def segments(self) -> list[Fetch]:
+        """The segments of the title's picture among them."""
+        return [fetch for fetch in self.video() if fetch.segment is not None]
 
     @property
     def errors(self) -> str:
@@ -99,18 +110,19 @@ def _read(line: dict[str, Any]) -> Fetch:
 
 
 @contextmanager
-def running_nginx(folder: Path, root: Path, playhead_port: int, *, deadline_ms: int = 100) -> Iterator[Nginx]:
+def running_nginx(folder: Path, root: Path, playhead_port: int, *, deadline_ms: int = 2000) -> Iterator[Nginx]:
     """An nginx for a test.
 
     Args:
         folder: for its own files; made.
         root: what it serves.
         playhead_port: where it asks Playhead, on 127.0.0.1.
-        deadline_ms: the longest it waits for guidance.
+        deadline_ms: the longest it waits for guidance; more than is shipped, for machines that are busy with tests.
     """
     assert NGINX is not None
     folder.mkdir()
     port, log, errors = free_port(), folder / "access.log", folder / "error.log"
+    (folder / "ladders").write_text(f"~^/title/ {','.join(map(str, RUNGS_KBPS))};")
     (folder / "playhead.conf").write_text(
         render(
             Edge(
@@ -118,6 +130,7 @@ def running_nginx(folder: Path, root: Path, playhead_port: int, *, deadline_ms: 
                 playhead=f"127.0.0.1:{playhead_port}",
                 listen=f"127.0.0.1:{port}",
                 access_log=str(log),
+                ladders=str(folder / "ladders"),
                 deadline_ms=deadline_ms,
             )
         )

@@ -4,15 +4,12 @@ import json
 import shutil
 import socket
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from tests.browser.answers import answering
 from tests.browser.playhead import PlayheadServer
 from tests.conftest import free_port
 
@@ -22,10 +19,13 @@ SOUND: Final = {"rung": 3, "ttl_s": 2, "degraded": []}
 pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed (Debian: apt-get install nodejs)")
 
 
-def decide(url: str, *, age_ms: int = 0, **options: Any) -> dict[str, Any]:
+def decide(port: int, *, age_ms: int = 0, **options: Any) -> dict[str, Any]:
     """What the client makes of one question."""
     assert NODE is not None
-    given = {"options": {"url": url, "deadlineMs": 2000, "sessionId": "s-81"} | options, "ageMs": age_ms}
+    given = {
+        "options": {"url": f"http://127.0.0.1:{port}/v1/bitrate", "deadlineMs": 2000, "sessionId": "s-81"} | options,
+        "ageMs": age_ms,
+    }
     script = Path(__file__).with_name("decide.mjs")
     done = subprocess.run(
         [NODE, str(script), json.dumps(given)], capture_output=True, text=True, timeout=60, check=False
@@ -34,43 +34,16 @@ def decide(url: str, *, age_ms: int = 0, **options: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@contextmanager
-def answering(status: int, body: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that gives every question the same answer, its URL, and the questions."""
-    questions: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            questions.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1/bitrate", questions
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_a_sound_decision_is_followed() -> None:
-    with answering(200, json.dumps(SOUND)) as (url, questions):
-        outcome = decide(url, titleId="242", more={"cdn": "edge-eu"})
+    with answering(200, body=json.dumps(SOUND)) as server:
+        outcome = decide(server.port, titleId="242", more={"cdn": "edge-eu"})
     assert outcome["atOnce"] is None  # it never waits
     assert outcome["choice"] == outcome["again"] == "d"
     assert outcome["counts"]["followed"] == 1
     assert outcome["counts"]["asked"] == 2
     assert outcome["pastTheEnd"] is None
     assert outcome["askedAtTheEnd"] == 2
-    assert questions[-1] == {
+    assert json.loads(server.requests[-1].body) == {
         "session_id": "s-81",
         "title_id": "242",
         "cdn": "edge-eu",
@@ -101,30 +74,30 @@ def test_a_sound_decision_is_followed() -> None:
     ],
 )
 def test_other_answers_are_left_to_the_player_s_own_rules(status: int, body: str, why: str) -> None:
-    with answering(status, body) as (url, _):
-        outcome = decide(url)
+    with answering(status, body=body) as server:
+        outcome = decide(server.port)
     assert outcome["choice"] is None
     assert outcome["counts"][why] == 1
     assert outcome["counts"]["followed"] == 0
 
 
 def test_an_answer_holds_for_its_time_to_live() -> None:
-    with answering(200, json.dumps(SOUND | {"ttl_s": 0.05})) as (url, _):
-        outcome = decide(url, age_ms=200)
+    with answering(200, body=json.dumps(SOUND | {"ttl_s": 0.05})) as server:
+        outcome = decide(server.port, age_ms=200)
     assert outcome["choice"] is None
     assert outcome["counts"]["expired"] == 1
 
 
 def test_nobody_there_and_nobody_answering() -> None:
-    outcome = decide(f"http://127.0.0.1:{free_port()}/v1/bitrate")
+    outcome = decide(free_port())
     assert (outcome["choice"], outcome["counts"]["failed"]) == (None, 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        outcome = decide(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/bitrate", deadlineMs=200)
+        outcome = decide(silent.getsockname()[1], deadlineMs=200)
     assert outcome["choice"] is None
     assert outcome["counts"]["late"] == 2  # at once, and after the deadline
 
 
 def test_playhead_s_own_answers_are_understood(playhead: PlayheadServer) -> None:
-    outcome = decide(f"http://127.0.0.1:{playhead.port}/v1/bitrate", followDegraded=True)
+    outcome = decide(playhead.port, followDegraded=True)
     assert outcome["choice"] in {"a", "b", "c", "d", "e"}
     assert outcome["counts"]["followed"] == 1

@@ -1,18 +1,15 @@
 """The edge by itself: guidance is attached where Playhead gives it, and media is served whatever Playhead does."""
 
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
 from deployments.edge.nginx import Edge, render
 from serve.errors import InvalidInput
+from tests.browser.answers import answering
 from tests.browser.conftest import OpenEdge
 from tests.browser.edge import Nginx
 from tests.browser.playhead import PlayheadServer
@@ -21,34 +18,6 @@ from tests.conftest import free_port
 
 CMCD = 'bl=9000,br=950,cid="title",d=2000,dl=9000,mtp=2100,ot=v,sf=d,sid="s1",st=v,tb=3000'
 SEGMENT = "/title/seg-2-003.m4s"
-
-
-@contextmanager
-def answering(status: int, headers: dict[str, str]) -> Iterator[tuple[int, list[tuple[str, dict[str, str]]]]]:
-    """A server that gives every GET the same answer, its port, and what it was asked (path, headers)."""
-    asked: list[tuple[str, dict[str, str]]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server.server_port, asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_playhead_s_guidance_comes_with_the_segment(edge: Nginx, title: Title) -> None:
@@ -73,31 +42,34 @@ def test_guidance_follows_what_the_player_says(edge: Nginx) -> None:
 
 def test_cmcd_is_passed_on_from_query_and_headers_and_nothing_else_is(open_edge: OpenEdge) -> None:
     with (
-        answering(200, {"CMSD-Dynamic": '"playhead";mb=950'}) as (port, asked),
-        open_edge(port) as nginx,
+        answering(200, {"CMSD-Dynamic": '"playhead";mb=950'}) as playhead,
+        open_edge(playhead.port) as nginx,
     ):
         told = {f"CMCD-{kind}": f"{kind}=1" for kind in ("Request", "Object", "Status", "Session")}
         private = {"Cookie": "viewer=81", "Authorization": "Bearer viewer", "Range": "bytes=0-99"}
         answer = httpx.get(nginx.url + SEGMENT + "?CMCD=bl%3D900%2Csu&x=1", headers=told | private)
         assert answer.status_code == 206
         assert answer.headers["cmsd-dynamic"] == '"playhead";mb=950'
-        ((path, headers),) = asked
+        (asked,) = playhead.requests
+        path, ladder, rtt_us = asked.path.rsplit("&", 2)
         assert path == "/v1/bitrate/cmsd?CMCD=bl%3D900%2Csu&x=1"
-        assert {name.lower(): value for name, value in told.items()}.items() <= headers.items()
-        assert not {"cookie", "authorization", "range"} & headers.keys()
+        assert ladder == "rungs_kbps=240,500,950,1700,3000"
+        assert 0 < int(rtt_us.removeprefix("rtt_us=")) < 10**7
+        assert {name.lower(): value for name, value in told.items()}.items() <= asked.headers.items()
+        assert not {"cookie", "authorization", "range"} & asked.headers.keys()
         for unguided in ("/title/manifest.mpd", "/title/master.m3u8"):
             assert "cmsd-dynamic" not in httpx.get(nginx.url + unguided).headers
-        assert len(asked) == 1
+        assert len(playhead.requests) == 1
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 418, 429, 500, 503])
 def test_media_flows_whatever_playhead_answers(open_edge: OpenEdge, title: Title, status: int) -> None:
     with (
-        answering(status, {"CMSD-Dynamic": '"playhead";mb=1', "Location": "/elsewhere"}) as (port, asked),
-        open_edge(port) as nginx,
+        answering(status, {"CMSD-Dynamic": '"playhead";mb=1', "Location": "/elsewhere"}) as playhead,
+        open_edge(playhead.port) as nginx,
     ):
         answer = httpx.get(nginx.url + SEGMENT)
-        assert asked
+        assert playhead.requests
         assert answer.status_code == 200
         assert answer.content == title.segment(2, 3).read_bytes()
         assert answer.headers["access-control-allow-origin"] == "*"
@@ -151,12 +123,15 @@ def test_a_preflight_lets_players_on_other_origins_send_cmcd(edge: Nginx) -> Non
 
 
 def test_the_configuration_is_filled_in_whole() -> None:
-    text = render(Edge(media="/srv/media", listen="[::]:80", token="t0ken", deadline_ms=50))
+    text = render(Edge(media="/srv/media", listen="[::]:80", token="t0ken", ladders="/etc/ladders", deadline_ms=50))
     assert "${" not in text
     assert "listen [::]:80;" in text
     assert 'Authorization "Bearer t0ken";' in text
     assert "proxy_read_timeout 50ms;" in text
-    assert 'Authorization "";' in render(Edge(media="/srv/media"))
+    assert "include /etc/ladders;" in text
+    plain = render(Edge(media="/srv/media"))
+    assert 'Authorization "";' in plain
+    assert "include" not in plain.split("server {")[0]
 
 
 @pytest.mark.parametrize(

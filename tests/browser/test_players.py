@@ -8,7 +8,6 @@ import pytest
 from tests.browser.conftest import Browser, Viewing
 from tests.browser.edge import Fetch, Nginx
 from tests.browser.playhead import PlayheadServer
-from tests.browser.title import RUNGS_KBPS
 
 SEGMENTS = 13
 STOP_AFTER = 7
@@ -29,7 +28,7 @@ def test_a_player_fetches_what_playhead_says_and_plays_on_without_it(
     edge: Nginx, playhead: PlayheadServer, browser: Browser, player: str
 ) -> None:
     def stop_midway() -> None:
-        wait_for(lambda: len(edge.video(len(RUNGS_KBPS))) >= STOP_AFTER, 45)
+        wait_for(lambda: len(edge.segments()) >= STOP_AFTER, 45)
         playhead.stop()
 
     try:
@@ -41,7 +40,7 @@ def test_a_player_fetches_what_playhead_says_and_plays_on_without_it(
     finally:
         playhead.stop()
         playhead.start()
-    fetches = edge.video(len(RUNGS_KBPS))
+    fetches = edge.segments()
     assert seen.fetched >= SEGMENTS, seen.told
     assert {fetch.status for fetch in fetches} <= {200, 304}, seen.told
     asked = edge.fetches("/v1/bitrate")
@@ -63,7 +62,7 @@ def obeyed(fetches: list[Fetch], seen: Viewing) -> int:
 
     Of a segment that was fetched twice the first time counts: then a download was given up.
     """
-    rungs = {fetch.segment[1] - 1: fetch.segment[0] for fetch in reversed(fetches) if fetch.segment}
+    rungs = {fetch.segment - 1: fetch.rung for fetch in reversed(fetches) if fetch.segment}
     told = {answer["index"]: answer["rung"] for answer in seen.answers if answer["index"] in rungs}
     assert {index: rungs[index] for index in told} == told, seen
     return len(told)
