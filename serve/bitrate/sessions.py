@@ -254,7 +254,7 @@ def _off(ladder: Sequence[float], rung: int, log_kbps: float) -> float:
 
 def _read_last_rung(session: Session, document: Mapping[str, Any], given: object) -> None:
     value = document.get("last_rung")
-    if value is None or value == -1:
+    if value is None or value == -1 or not session.ladder_size:
         return
     if not is_number(value) or not 0 <= value < session.ladder_size or value != int(value):
         session.note("bad_field:last_rung")
