@@ -5,6 +5,7 @@ Units: time s, bitrate and throughput kbit/s, sizes bytes. Before its first samp
 the buffer alone decides.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -104,7 +105,7 @@ def _plan(  # noqa: C901, PLR0912
     path = np.full(horizon, rungs, np.int64)
     value, level_s = np.zeros(horizon + 1), np.zeros(horizon + 1)
     level_s[0] = buffer_s
-    best, choice = -np.inf, 0
+    best, choice = -math.inf, 0
     constant, depth = rungs - 1, 0  # sequences of one rung come first, so that bounds cut early
     while depth >= 0:
         if constant >= 0:
@@ -124,7 +125,7 @@ def _plan(  # noqa: C901, PLR0912
         level_s[depth + 1] = min(max(level_s[depth] - took_s[depth, rung], 0.0) + segment_s, max_buffer_s)
         if depth + 1 == horizon:
             if value[horizon] > best:
-                best, choice = value[horizon], path[0]
+                best, choice = float(value[horizon]), path[0]
             if constant >= 0:
                 constant -= 1
                 depth = 0
