@@ -15,20 +15,25 @@ import pytest
 from pydantic import ValidationError
 
 from serve.arguments import Arguments
+from serve.bitrate.observations import Observations
+from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.schemas import HomePage
 from tests.conftest import free_port
-from tests.serve.gateway.conftest import arguments, opened  # noqa: F401 - a fixture
+from tests.serve.bitrate.small_policy import small_policy
+from tests.serve.gateway.conftest import arguments, install_model, opened  # noqa: F401 - a fixture
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray declares its configuration in a way that pydantic deprecates
     from ray import serve as ray_serve
 
-    from serve.app import FeaturesReplica, RankerReplica, build
+    from serve.app import FeaturesReplica, PlannerReplica, RankerReplica, build
 
 
 @pytest.fixture
-def split(arguments: Arguments) -> Iterator[tuple[Arguments, Any, Any]]:  # noqa: F811
-    """Arguments, and handles of the features and ranking stages."""
+def split(arguments: Arguments) -> Iterator[tuple[Arguments, Any, Any, Any]]:  # noqa: F811
+    """Arguments, and handles of the features, ranking and planning stages."""
+    assert arguments.home is not None
+    install_model(arguments.home, small_policy(), "bitrate")
     asked = arguments.model_copy(update={"placement": "split", "stage_deadline_ms": 2000.0})
     handles = [
         ray_serve.run(
@@ -36,10 +41,11 @@ def split(arguments: Arguments) -> Iterator[tuple[Arguments, Any, Any]]:  # noqa
             name=stage.__name__,
             _local_testing_mode=True,
         )
-        for stage in (FeaturesReplica, RankerReplica)
+        for stage in (FeaturesReplica, RankerReplica, PlannerReplica)
     ]
-    yield asked, handles[0], handles[1]
-    handles[1].close.remote().result(timeout_s=10)  # a local replica has no end of its own
+    yield asked, *handles
+    for handle in handles[1:]:
+        handle.close.remote().result(timeout_s=10)  # a local replica has no end of its own
 
 
 async def page_of(client: httpx.AsyncClient, profile_id: str = "p1") -> HomePage:
@@ -61,7 +67,7 @@ def test_the_graph_binds_its_stages(arguments: Arguments, placement: str) -> Non
         argument for argument in application._bound_deployment.init_args if isinstance(argument, type(application))
     ]
     names = [application._bound_deployment.name, *(stage._bound_deployment.name for stage in bound)]
-    assert names == (["Gateway"] if placement == "fused" else ["Gateway", "Features", "Ranker"])
+    assert names == (["Gateway"] if placement == "fused" else ["Gateway", "Features", "Ranker", "Planner"])
 
 
 def test_arguments_that_nobody_knows_are_refused() -> None:
@@ -71,7 +77,7 @@ def test_arguments_that_nobody_knows_are_refused() -> None:
 
 async def test_both_placements_make_the_same_page(
     arguments: Arguments,  # noqa: F811
-    split: tuple[Arguments, Any, Any],
+    split: tuple[Arguments, Any, Any, Any],
 ) -> None:
     pages = []
     for given in ((arguments,), split):
@@ -87,14 +93,44 @@ async def test_both_placements_make_the_same_page(
     assert pages[0] == pages[1]
 
 
-async def test_models_of_the_remote_ranker_are_told(split: tuple[Arguments, Any, Any]) -> None:
+async def test_both_placements_decide_the_same(split: tuple[Arguments, Any, Any, Any]) -> None:
+    sessions = [SESSION_EXAMPLE | {"title_id": None, "buffer_s": place} for place in range(100)]
+    answers = []
+    for given in (split[:1], split):
+        async with opened(*given) as client:
+            answer = (await client.post("/v1/bitrate", json=sessions)).json()
+            assert answer["versions"] == {"bitrate": small_policy().name}
+            assert answer["degraded"] == []
+            answers.append(answer["decisions"])
+    assert answers[0] == answers[1]
+
+
+async def test_a_planner_that_does_not_answer_costs_the_plan(split: tuple[Arguments, Any, Any, Any]) -> None:
+    asked = split[0].model_copy(update={"stage_deadline_ms": 50.0})
+    slow = ray_serve.run(ray_serve.deployment(SlowPlanner).bind(), name="SlowPlanner", _local_testing_mode=True)
+    async with opened(asked, *split[1:3], slow) as client:
+        answer = await client.post("/v1/bitrate", json=SESSION_EXAMPLE | {"title_id": None})
+        assert answer.status_code == 200
+        assert (answer.json()["degraded"], answer.json()["versions"]) == (["planner_timeout"], {})
+
+
+class SlowPlanner:
+    async def plan(self, observations: Observations) -> None:
+        await asyncio.sleep(30)
+
+    async def model_states(self) -> tuple[()]:
+        return ()
+
+
+async def test_models_of_the_remote_stages_are_told(split: tuple[Arguments, Any, Any, Any]) -> None:
     async with opened(*split) as client:
         deadline = time.monotonic() + 15
         while True:
-            (model,) = (await client.get("/v1/models")).json()["models"]
-            if model["state"] == "live":
+            models = (await client.get("/v1/models")).json()["models"]
+            if [model["state"] for model in models] == ["live", "live"]:
+                assert [model["name"] for model in models] == ["recommend", "bitrate"]
                 break
-            assert time.monotonic() < deadline, model
+            assert time.monotonic() < deadline, models
             await asyncio.sleep(0.05)
 
 
@@ -104,6 +140,8 @@ import ray
 from ray import serve
 from serve.app import build
 from serve.arguments import Arguments
+from serve.bitrate.observations import Observations
+from serve.bitrate.schemas import SESSION_EXAMPLE
 
 arguments = Arguments.model_validate_json(sys.argv[1])
 ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)

@@ -126,7 +126,7 @@ def test_the_documented_example_is_read_without_remarks() -> None:
         ({"live_latency_s": -1}, "bad_field:live_latency_s", False),
     ],
 )
-def test_what_is_wrong_is_named(changes: dict[str, Any], reason: str, simple: bool) -> None:
+def test_what_is_wrong_is_named(changes: dict[str, Any], reason: str, *, simple: bool) -> None:
     session = changed(**changes)
     assert session.reasons == [reason]
     assert session.simple is simple

@@ -32,12 +32,12 @@ def write_titles(home: Path, titles: list[Title]) -> None:
     (folder / ".titles.parquet").replace(folder / "titles.parquet")
 
 
-def install_model(home: Path, artifact: Path) -> None:
+def install_model(home: Path, artifact: Path, name: str = "recommend") -> None:
     """Publish an artifact as a model's version and make it the champion."""
     models = home / "models"
-    if not (models / "recommend" / artifact.name).exists():
-        shutil.copytree(artifact, models / "recommend" / artifact.name)
-    set_champion(models, "recommend", artifact.name)
+    if not (models / name / artifact.name).exists():
+        shutil.copytree(artifact, models / name / artifact.name)
+    set_champion(models, name, artifact.name)
 
 
 @pytest.fixture
