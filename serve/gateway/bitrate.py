@@ -140,7 +140,7 @@ class BitrateRoutes:
             response_class=Response,
             tags=["streaming"],
             summary="CMCD in, CMSD out: the highest bitrate that a player should play",
-            responses=responses(401) | {200: _CMSD_ANSWER},
+            responses=responses(401, 422) | {200: _CMSD_ANSWER},
             openapi_extra={"parameters": _CMSD_PARAMETERS},
             route_class_override=OpenRoute,
         )
