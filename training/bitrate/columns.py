@@ -1,6 +1,5 @@
 """Text files of numbers in columns, as traces and title sizes come: read with bounds, refused by file and line."""
 
-import math
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from serve.errors import InvalidInput, NotFound
 
 MAX_FILE_BYTES: Final = 64 << 20
 MAX_FILES: Final = 100_000
+MAX_NUMBER: Final = 1e15
 
 
 def refuse(path: Path, line: int, got: object, expected: str) -> InvalidInput:
@@ -47,7 +47,7 @@ def read_columns(path: Path, columns: int | None = None) -> tuple[NDArray[np.flo
         columns: how many; None: as many as its first line has.
 
     Returns:
-        The numbers, finite and at least 0 (rows, columns), and the line of each row, from 1.
+        The numbers, from 0 to MAX_NUMBER (rows, columns), and the line of each row, from 1.
 
     Raises:
         InvalidInput: with file and line: not such numbers, or another count of them; or a file with none.
@@ -65,8 +65,8 @@ def read_columns(path: Path, columns: int | None = None) -> tuple[NDArray[np.flo
         columns = columns or len(row)
         if len(row) != columns:
             raise refuse(path, line, text[:80], f"{columns} numbers in a line")
-        if not all(math.isfinite(number) and number >= 0 for number in row):
-            raise refuse(path, line, text[:80], "finite numbers of at least 0")
+        if not all(0 <= number <= MAX_NUMBER for number in row):
+            raise refuse(path, line, text[:80], f"numbers from 0 to {MAX_NUMBER:g}")
         rows.append(row)
         lines.append(line)
     if not rows:

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import InvalidInput
-from training.bitrate.columns import list_files, read_columns, read_text, refuse
+from training.bitrate.columns import MAX_NUMBER, list_files, read_columns, read_text, refuse
 
 Floats = NDArray[np.float64]
 MIN_SPAN_S: Final = 1.0
+MAX_SPAN_S: Final = 7 * 86_400.0
+MAX_KBPS: Final = 1e9
 MIN_MEAN_KBPS: Final = 1.0
 MAHIMAHI_SPAN_S: Final = 0.5
 PACKET_KBIT: Final = 12.0
@@ -32,7 +34,7 @@ class Trace:
     Attributes:
         name: of its file.
         times_s: strictly ascending, the first is 0 (T,).
-        kbps: throughput of the span that ends at that time, at least 0; the first entry is never used (T,).
+        kbps: throughput of the span that ends at that time, 0 to MAX_KBPS; the first entry is never used (T,).
         rtt_s: mean round trip, where the format tells it.
     """
 
@@ -46,12 +48,12 @@ class Trace:
             self._refuse(self.times_s.shape, "two equally long columns of at least 2 rows")
         if not (np.isfinite(self.times_s).all() and self.times_s[0] == 0 and (np.diff(self.times_s) > 0).all()):
             self._refuse(self.times_s[:5].tolist(), "times that start at 0 and rise")
-        if not (np.isfinite(self.kbps).all() and (self.kbps >= 0).all()):
-            self._refuse(float(self.kbps.min()), "throughputs of at least 0")
-        if self.times_s[-1] < MIN_SPAN_S or self.mean_kbps < MIN_MEAN_KBPS:
+        if not ((self.kbps >= 0) & (self.kbps <= MAX_KBPS)).all():
+            self._refuse((float(self.kbps.min()), float(self.kbps.max())), f"throughputs from 0 to {MAX_KBPS:g} kbit/s")
+        if not MIN_SPAN_S <= self.times_s[-1] <= MAX_SPAN_S or self.mean_kbps < MIN_MEAN_KBPS:
             self._refuse(
                 (float(self.times_s[-1]), self.mean_kbps),
-                f"at least {MIN_SPAN_S:g} s with a mean of at least {MIN_MEAN_KBPS:g} kbit/s",
+                f"{MIN_SPAN_S:g} to {MAX_SPAN_S:g} s with a mean of at least {MIN_MEAN_KBPS:g} kbit/s",
             )
 
     def _refuse(self, got: object, expected: str) -> None:
@@ -137,8 +139,8 @@ def _read_mahimahi(path: Path) -> _Columns:
     wrong = np.flatnonzero(np.diff(due_s) < 0)
     if len(wrong):
         raise refuse(path, lines[wrong[0] + 1], rows[wrong[0] + 1, 0], "a time not before the line above")
-    if due_s[-1] < MIN_SPAN_S:
-        raise refuse(path, lines[-1], rows[-1, 0], f"a last packet at {MIN_SPAN_S * 1000:g} ms or later")
+    if not MIN_SPAN_S <= due_s[-1] <= MAX_SPAN_S:
+        raise refuse(path, lines[-1], rows[-1, 0], f"a last packet at {MIN_SPAN_S:g} to {MAX_SPAN_S:g} s")
     packets, edges_s = np.histogram(due_s, max(1, round(due_s[-1] / MAHIMAHI_SPAN_S)), (0.0, due_s[-1]))
     kbps = packets * PACKET_KBIT / np.diff(edges_s)
     return edges_s, np.append(kbps[0], kbps), None
@@ -157,8 +159,8 @@ def _read_sabre(path: Path) -> _Columns:
             rows[i] = span["duration_ms"], span["bandwidth_kbps"], span.get("latency_ms", 0)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise refuse(path, 0, span, f"duration_ms, bandwidth_kbps and latency_ms in span {i + 1}") from None
-        if not np.isfinite(rows[i]).all() or (rows[i] < 0).any() or rows[i, 0] == 0:
-            raise refuse(path, 0, span, f"finite numbers of at least 0 and a duration above 0 in span {i + 1}")
+        if not ((rows[i] >= 0) & (rows[i] <= MAX_NUMBER)).all() or rows[i, 0] == 0:
+            raise refuse(path, 0, span, f"numbers from 0 to {MAX_NUMBER:g} and a duration above 0 in span {i + 1}")
     durations_s, kbps, latencies_s = rows[:, 0] / 1000, rows[:, 1], rows[:, 2] / 1000
     rtt_s = float(durations_s @ latencies_s / durations_s.sum()) if latencies_s.any() else None
     return np.append(0.0, np.cumsum(durations_s)), np.append(kbps[0], kbps), rtt_s
