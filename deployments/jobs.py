@@ -14,6 +14,7 @@ from deployments.progress import Moment, Notice, Reporter, phase
 from features.events import EventKind
 from features.settings import Settings
 from serve.artifacts import Artifact, set_champion
+from training.bitrate.comparison import Request, compare
 from training.datasets import Dataset, prepare
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
@@ -86,6 +87,23 @@ def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, repo
         content = content_of(dataset.titles(), interactions.titles)
     with phase(reporter, "evaluation", interactions.source):
         return evaluate(interactions, seeds, content=content, progress=_advance(reporter, "evaluation"))
+
+
+def evaluate_bitrate(request: Request, settings: Settings, reporter: Reporter) -> dict[str, Any]:
+    """Measure bitrate policies over the same traces.
+
+    Args:
+        request: which traces, title, QoE and policies.
+        settings: where models lie.
+        reporter: told of the phase `evaluation`.
+
+    Returns:
+        As training.bitrate.comparison.compare.
+    """
+    with phase(reporter, "evaluation") as found:
+        report = compare(request, settings.models, _advance(reporter, "evaluation"))
+        found.append(f"{report['setting']['traces']} traces of {report['setting']['segments']} segments")
+    return report
 
 
 def interactions_of_dataset(dataset: Dataset) -> Interactions:

@@ -1,9 +1,11 @@
 """`playhead eval NAME`."""
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from deployments.commands.output import Json, answering, reporting
 
@@ -37,6 +39,99 @@ def recommend(
             report = evaluate_recommend(data, chosen, Settings.from_env(), reporter)
         output.console.print(_table(report))
         output.answer(report)
+
+
+@app.command("bitrate")
+def bitrate(
+    *,
+    traces: Annotated[Path | None, typer.Option(help="Folder of throughput traces.")] = None,
+    trace_format: Annotated[
+        str, typer.Option("--format", help="Of the traces: auto, pensieve, mahimahi, sabre or kbps.")
+    ] = "auto",
+    sizes: Annotated[Path | None, typer.Option(help="Folder of segment sizes: video_size_0, ... in bytes.")] = None,
+    vmaf: Annotated[Path | None, typer.Option(help="Folder of the same segments' VMAF: video1, ...")] = None,
+    ladder_kbps: Annotated[
+        str | None, typer.Option(help="Nominal bitrates, as in 300,750,1200; else as the sizes say.")
+    ] = None,
+    segment_s: Annotated[float, typer.Option(help="Length of a segment.")] = 4.0,
+    max_buffer_s: Annotated[float, typer.Option(help="Cap of the buffer.")] = 60.0,
+    qoe: Annotated[
+        str, typer.Option(help="linear, perceptual, or weights rebuffer,rise,fall,quality as in -4.3,-1,-1,1.")
+    ] = "linear",
+    policy: Annotated[
+        str,
+        typer.Option(help="all, or some of playhead, throughput, bba, bola, mpc, robust_mpc, optimum, published_*."),
+    ] = "all",
+    logs: Annotated[Path | None, typer.Option(help="Folder of published logs; else `logs` beside the traces.")] = None,
+    model: Annotated[str | None, typer.Option(help="Version or folder to run as playhead; else the champion.")] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Generate traces instead: 3g, 4g, 5g, broadband or wifi; a title, too, if no --sizes."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="How many to generate.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is generated.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw one session of the first policy into this HTML file.")] = None,
+    plot_trace: Annotated[str | None, typer.Option(help="Which one; else the farthest below the optimum.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bitrate policies over the same traces: Playhead, the published rules and logs, and the optimum.
+
+    A session is worth its mean QoE per segment from the second one on; the setting is Pensieve's (first segment at rung
+    1, 80 ms a request, 95 % payload).
+    """
+    from features.settings import Settings  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        ladder = _bitrates(ladder_kbps)
+        from deployments.jobs import evaluate_bitrate  # noqa: PLC0415  (imports torch)
+        from training.bitrate.comparison import Request  # noqa: PLC0415
+
+        request = Request(
+            traces=traces, format=trace_format, family=family, count=count, sizes=sizes, vmaf=vmaf, ladder_kbps=ladder,
+            segment_s=segment_s, max_buffer_s=max_buffer_s, qoe=qoe,
+            policies=[name for name in re.split(r"[,\s]+", policy) if name], logs=logs, model=model, seed=seed,
+            plot=plot, plot_trace=plot_trace,
+        )  # fmt: skip
+        with reporting(output) as reporter:
+            report = evaluate_bitrate(request, Settings.from_env(), reporter)
+        output.console.print(_policies(report))
+        for note in report["notes"]:
+            output.console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
+        if "plot" in report:
+            output.console.print(f"  drawn  {report['plot']['path']}", markup=False, soft_wrap=True)
+        output.answer(report)
+
+
+def _bitrates(text: str | None) -> list[float] | None:
+    """Bitrates from text.
+
+    Raises:
+        InvalidInput: the text is no list of numbers.
+    """
+    from serve.errors import InvalidInput  # noqa: PLC0415
+
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidInput(
+            field="--ladder-kbps", got=text, expected="numbers such as 300,750,1200", next_step="Correct --ladder-kbps."
+        ) from None
+
+
+def _policies(report: dict[str, Any]) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("policy", no_wrap=True)
+    for name in ("QoE", "p5", "rebuffer s", "switches", "against robust_mpc"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, row in report["policies"].items():
+        against = report["paired"].get(name, {}).get("robust_mpc")
+        table.add_row(
+            name, *(f"{row[key]:.4f}" for key in ("mean", "p5")), f"{row['rebuffer_s']:.2f}", f"{row['switches']:.1f}",
+            "" if against is None else f"{against['mean']:+.4f} ±{against['standard_error']:.4f}",
+        )  # fmt: skip
+    return table
 
 
 def _seeds(text: str) -> list[int]:
