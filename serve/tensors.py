@@ -238,17 +238,19 @@ def _unbounded(spec: TensorSpec) -> bool:
 
 
 def resized(spec: GraphSpec, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-    """Repeat or cut example inputs to other sizes of the dynamic dimensions.
+    """Repeat or cut example inputs, or outputs, to other sizes of the dynamic dimensions.
 
     Values that index a resized dimension are taken modulo its new size.
 
     Args:
         spec: the graph's spec.
-        inputs: valid inputs of the graph.
+        inputs: valid inputs or outputs of the graph.
         sizes: dynamic dimension -> wanted size; dimensions that are not named keep theirs.
     """
     result = {}
-    for tensor in spec.inputs:
+    for tensor in (*spec.inputs, *spec.outputs):
+        if tensor.name not in inputs:
+            continue
         array = inputs[tensor.name]
         for axis, dimension in enumerate(tensor.shape):
             if isinstance(dimension, str) and dimension in sizes and array.shape[axis] != sizes[dimension]:

@@ -19,7 +19,7 @@ from serve.bitrate.observations import RUNGS, Observations
 from serve.bitrate.rules import SAFE_REBUFFER
 from serve.bitrate.sessions import Session, observe
 from serve.engines import Device, load_engine
-from serve.engines.base import Engine
+from serve.engines.base import BATCH, Engine
 from serve.errors import ArtifactError, InvalidInput
 
 GRAPH: Final = "policy"
@@ -120,7 +120,10 @@ class Policy:
         artifact = read_artifact(path)
         policy = cls(
             version=artifact.version,
-            engines={size: load_engine(artifact, GRAPH, device, threads=threads, batches=(size,)) for size in BATCHES},
+            engines={
+                size: load_engine(artifact, GRAPH, device, threads=threads, batches=(), sizes={BATCH: size})
+                for size in BATCHES
+            },
         )
         try:
             for size in BATCHES:

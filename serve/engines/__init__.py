@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from serve.artifacts import Artifact
@@ -15,7 +15,13 @@ _log = logging.getLogger(__name__)
 
 
 def load_engine(
-    artifact: Artifact, graph: str, device: Device = "auto", *, threads: int = 1, batches: Sequence[int] = (1, 8)
+    artifact: Artifact,
+    graph: str,
+    device: Device = "auto",
+    *,
+    threads: int = 1,
+    batches: Sequence[int] = (1, 8),
+    sizes: Mapping[str, int] | None = None,
 ) -> Engine:
     """Load one graph of an artifact and warm it up, so that its first call is as fast as the next ones.
 
@@ -26,6 +32,8 @@ def load_engine(
             the artifact has an engine for this machine's GPU and it runs, else `cpu`, and logs why.
         threads: CPU threads that one call may use (`cpu` only).
         batches: sizes of the dimension `B` to warm up.
+        sizes: dynamic dimensions that will always have this size (`cpu` only): a graph of many small operations runs
+            several times faster with fixed shapes.
 
     Raises:
         ArtifactError: if the artifact has no such graph, the graph can't be loaded, or its outputs are not torch's.
@@ -33,10 +41,11 @@ def load_engine(
         InvalidInput: if there is no such device.
     """
     if device == "auto":
-        return _load_auto(artifact, graph, threads=threads, batches=batches)
+        return _load_auto(artifact, graph, threads=threads, batches=batches, sizes=sizes)
     # Each runtime is imported only where it is used: torch costs a CPU replica seconds and hundreds of MB.
     if device == "cpu":
-        engine: Engine = importlib.import_module("serve.engines.openvino").OpenVinoEngine.load(artifact, graph, threads)
+        kind = importlib.import_module("serve.engines.openvino").OpenVinoEngine
+        engine: Engine = kind.load(artifact, graph, threads, sizes)
     elif device == "cuda":
         engine = importlib.import_module("serve.engines.tensorrt").TensorRtEngine.load(artifact, graph)
     elif device == "torch":
@@ -56,7 +65,9 @@ def load_engine(
     return engine
 
 
-def _load_auto(artifact: Artifact, graph: str, *, threads: int, batches: Sequence[int]) -> Engine:
+def _load_auto(
+    artifact: Artifact, graph: str, *, threads: int, batches: Sequence[int], sizes: Mapping[str, int] | None
+) -> Engine:
     if any(path.startswith("tensorrt/") and path.endswith(f"/{graph}.engine") for path in artifact.manifest.files):
         try:
             return load_engine(artifact, graph, "cuda", batches=batches)
@@ -64,4 +75,4 @@ def _load_auto(artifact: Artifact, graph: str, *, threads: int, batches: Sequenc
             _log.warning("engine %s/%s: not on the GPU: %s", artifact.manifest.name, graph, error)
     else:
         _log.info("engine %s/%s: not on the GPU: the artifact has no TensorRT engine", artifact.manifest.name, graph)
-    return load_engine(artifact, graph, "cpu", threads=threads, batches=batches)
+    return load_engine(artifact, graph, "cpu", threads=threads, batches=batches, sizes=sizes)

@@ -78,6 +78,8 @@ class Engine(ABC):
     def warm_up(self, artifact: Artifact, batches: Sequence[int] = ()) -> dict[str, float]:
         """Run the artifact's example, compare with what torch made of it, then run it at other batch sizes.
 
+        Where this engine's sizes are fixed, the example's lines are repeated or cut to them, and so are torch's.
+
         Args:
             artifact: the artifact that this engine was loaded from.
             batches: sizes of the dimension `B`; those beyond the graph's limits are left out.
@@ -89,6 +91,9 @@ class Engine(ABC):
             ArtifactError: if the outputs do not fit the spec, or are not torch's within its tolerance.
         """
         inputs, expected = artifact.example(self.graph)
+        fixed = {name: least for name, (least, greatest) in self.spec.limits.items() if least == greatest}
+        inputs = resized(self.spec, inputs, fixed)
+        expected = resized(self.spec, expected, fixed)
         actual = self._warm(inputs)
         errors = differences(self.spec, expected, actual)
         for name, error in errors.items():

@@ -4,6 +4,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Self
 
@@ -34,11 +35,17 @@ def _core() -> Any:
 
 
 class _Request:
-    """An infer request and the tensors it points to: OpenVINO does not keep the memory of shared inputs alive."""
+    """An infer request and the tensors it points to: OpenVINO does not keep the memory of shared inputs alive.
 
-    def __init__(self, request: Any) -> None:
+    Where all shapes are fixed, inputs are copied into the request's own memory, seen here as arrays: that takes a
+    quarter of the time of pointing it to others.
+    """
+
+    def __init__(self, request: Any, *, fixed: bool, inputs: int, outputs: int) -> None:
         self.request = request
         self.tensors: dict[int, Any] = {}
+        self.inputs = [request.get_input_tensor(place).data for place in range(inputs)] if fixed else []
+        self.outputs = [request.get_output_tensor(place).data for place in range(outputs)] if fixed else []
 
 
 class OpenVinoEngine(Engine):
@@ -55,16 +62,18 @@ class OpenVinoEngine(Engine):
         self._run_request = importlib.import_module("openvino._pyopenvino").InferRequest.infer
         self._places = {tensor.name: place for place, tensor in enumerate(spec.inputs)}
         self._names = [tensor.name for tensor in spec.outputs]
+        self._fixed = all(least == greatest for least, greatest in spec.limits.values())
         self._idle: list[_Request] = []  # append and pop are atomic
 
     @classmethod
-    def load(cls, artifact: Artifact, graph: str, threads: int = 1) -> Self:
+    def load(cls, artifact: Artifact, graph: str, threads: int = 1, sizes: Mapping[str, int] | None = None) -> Self:
         """Compile `openvino/<graph>.xml` of an artifact.
 
         Args:
             artifact: the artifact.
             graph: name of the graph.
             threads: threads that one call may use.
+            sizes: dynamic dimensions that will always have this size.
 
         Raises:
             ArtifactError: if it can't be compiled, or its inputs and outputs are not those of the manifest.
@@ -76,6 +85,13 @@ class OpenVinoEngine(Engine):
             tensor = openvino().Tensor(weights.copy()) if weights.size else openvino().Tensor(np.zeros(1, np.uint8))
             model = _core().read_model(artifact.read_bytes(relative), tensor)
             _same_ports(relative, spec, model)
+            if sizes:
+                spec = replace(spec, limits=spec.limits | {name: (size, size) for name, size in sizes.items()})
+                shapes = [
+                    [sizes.get(str(size), -1) if isinstance(size, str) else size for size in tensor.shape]
+                    for tensor in spec.inputs
+                ]
+                model.reshape(dict(zip(model.inputs, shapes, strict=True)))
             compiled = _core().compile_model(
                 model,
                 "CPU",
@@ -100,8 +116,20 @@ class OpenVinoEngine(Engine):
         try:
             slot = self._idle.pop()
         except IndexError:
-            slot = _Request(self._compiled.create_infer_request())
+            slot = _Request(
+                self._compiled.create_infer_request(),
+                fixed=self._fixed,
+                inputs=len(self._places),
+                outputs=len(self._names),
+            )
         request, tensors, places = slot.request, slot.tensors, self._places
+        if self._fixed and not self._resident:
+            for name, array in arrays.items():
+                slot.inputs[places[name]][...] = array
+            self._run_request(request, {}, share_outputs=True, decode_strings=False)
+            outputs = {name: view.copy() for name, view in zip(self._names, slot.outputs, strict=True)}
+            self._idle.append(slot)
+            return outputs
         for name, array in arrays.items():
             place = places[name]
             # Shared memory must be writable for OpenVINO, though it does not write to it.
