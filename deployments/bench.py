@@ -1,5 +1,7 @@
 """`make bench`: brings the no-op app, the naive graph and Playhead up, measures them in turns, and ends them again.
 
+`python -m deployments.bench --bitrate` does the same for bitrate decisions, beside the no-op app.
+
 Playhead runs with a home folder of its own (`<home>/bench`) and an embedded store, so that the benchmark's made-up
 events never reach the real event log; data sets and models are the real home's.
 """
@@ -34,6 +36,7 @@ from deployments.state import StackError
 from features.errors import ExplainedError
 from features.settings import Settings
 from loadtests.bench import NAIVE, NOOP, PLAYHEAD, BenchReport, EngineAlone, RedisAlone, run_rounds
+from loadtests.bitrate import SINGLE, BitrateReport, PolicyAlone, run_bitrate_rounds
 from loadtests.scenario import Audience
 from serve.artifacts import read_champion
 
@@ -137,6 +140,43 @@ def facts(*, seed: int, seconds: float, model: str, data: str) -> dict[str, obje
     }
 
 
+@contextmanager
+def playhead(settings: Settings, *, data: str, console: Console) -> Iterator[tuple[Settings, Stack, ExitStack]]:
+    """Playhead in a home folder of its own, up while the context lasts; what is added to the stack ends before it.
+
+    Args:
+        settings: the real home's.
+        data: name of the data set.
+        console: where progress is shown.
+
+    Raises:
+        ExplainedError: it could not be brought up; nothing of it is left running.
+    """
+    own = bench_settings(settings)
+    with ExitStack() as stack:
+        reporter = TerminalReporter(console)
+        stack.callback(reporter.close)
+        up = Stack(own, StackOptions(port=free_ports(1)[0], data=data), reporter)
+        stack.callback(shutil.rmtree, own.home / "valkey", ignore_errors=True)
+        stack.callback(up.close)
+        up.start()
+        yield own, up, stack
+
+
+def champion(settings: Settings, model: str) -> Path:
+    """Folder of a model's live version.
+
+    Raises:
+        StackError: there is none.
+    """
+    found = read_champion(settings.models, model)
+    if found is None:
+        raise StackError(
+            field="model", got="none", expected="a live version", next_step=f"Train one: `playhead train {model}`."
+        )
+    return found
+
+
 def run(settings: Settings, *, data: str, rounds: int, seconds: float, seed: int, console: Console) -> BenchReport:
     """Bring everything up, measure, end everything.
 
@@ -151,21 +191,10 @@ def run(settings: Settings, *, data: str, rounds: int, seconds: float, seed: int
     Raises:
         ExplainedError: something could not be brought up or measured; nothing of it is left running.
     """
-    own = bench_settings(settings)
-    with ExitStack() as stack:
-        reporter = TerminalReporter(console)
-        stack.callback(reporter.close)
-        playhead = Stack(own, StackOptions(port=free_ports(1)[0], data=data), reporter)
-        stack.callback(shutil.rmtree, own.home / "valkey", ignore_errors=True)
-        stack.callback(playhead.close)
-        playhead.start()
-        state = playhead.state
+    with playhead(settings, data=data, console=console) as (own, up, stack):
+        state = up.state
         dataset = own.datasets / state.data
-        artifact = read_champion(own.models, "recommend")
-        if artifact is None:
-            raise StackError(
-                field="model", got="none", expected="a live version", next_step="Train one: `playhead train recommend`."
-            )
+        artifact = champion(own, "recommend")
         audience = Audience.of_dataset(dataset)
         naive_args = {
             "artifact": str(artifact),
@@ -196,6 +225,29 @@ def run(settings: Settings, *, data: str, rounds: int, seconds: float, seed: int
     return BenchReport(rounds=measured, facts=facts(seed=seed, seconds=seconds, model=artifact.name, data=state.data))
 
 
+def run_bitrate(
+    settings: Settings, *, data: str, rounds: int, seconds: float, seed: int, console: Console
+) -> BitrateReport:
+    """Bring the no-op app and Playhead up, measure bitrate decisions, end everything.
+
+    Args and errors are those of `run`.
+    """
+    with playhead(settings, data=data, console=console) as (own, up, stack):
+        artifact = champion(own, "bitrate")
+        console.print("bringing up the no-op app ...")
+        targets = {SINGLE: up.state.url, NOOP: stack.enter_context(peer("noop", args={}, fast_ingress=True))}
+        measured = run_bitrate_rounds(
+            targets,
+            policy=PolicyAlone(artifact, seed=seed),
+            rounds=rounds,
+            seconds=seconds,
+            seed=seed,
+            on_step=lambda text: console.print(f"[dim]{text}[/]"),
+        )
+    told = facts(seed=seed, seconds=seconds, model=artifact.name, data="drawn sessions")
+    return BitrateReport(rounds=measured, facts=told)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 if everything was measured without errors, whether or not the bars are met."""
     parser = argparse.ArgumentParser(description="No-op app, naive graph and Playhead, measured in one run.")
@@ -203,11 +255,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="measured window of each measurement")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bitrate", action="store_true", help="measure bitrate decisions instead of pages")
     options = parser.parse_args(arguments)
     console, settings = Console(stderr=True), Settings.from_env()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     try:
-        report = run(
+        measure = run_bitrate if options.bitrate else run
+        report: BenchReport | BitrateReport = measure(
             settings,
             data=options.data,
             rounds=options.rounds,
@@ -220,13 +274,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     folder = settings.home / "reports"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.md").write_text(report.markdown(), encoding="utf-8")
-    (folder / "bench.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    name = "bench-bitrate" if options.bitrate else "bench"
+    (folder / f"{name}.md").write_text(report.markdown(), encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     shown = Console()
     shown.print(report.table())
     for line in report.lines():
         shown.print(line)
-    shown.print(f"written to {folder / 'bench.md'}")
+    shown.print(f"written to {folder / name}.md")
     sys.stdout.write(json.dumps(report.to_json()) + "\n")
     return 1 if report.failed else 0
 

@@ -1,11 +1,12 @@
 """Decisions for sessions: what is known of their titles and networks, then the planner, else the simple rule."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from serve.bitrate.planner import PLANNER_FAILED, PLANNER_TIMEOUT, NoPlan, Plan, Planner
+from serve.bitrate.planner import INLINE, PLANNER_FAILED, PLANNER_TIMEOUT, NoPlan, Plan, Planner
 from serve.bitrate.rules import choose
 from serve.bitrate.sessions import Session, expected_vmaf
 from serve.logs import get
@@ -35,6 +36,7 @@ class Decision:
         safe_rung: the highest that is safe.
         rebuffer_probability: of `rung`, 0 to 1.
         throughput_kbps: quantiles .1, .5, .9 of the next download's throughput.
+        planned: whether the planner decided, and not the simple rule.
     """
 
     session: Session
@@ -42,6 +44,7 @@ class Decision:
     safe_rung: int
     rebuffer_probability: float
     throughput_kbps: Sequence[float]
+    planned: bool
 
     @property
     def bitrate_kbps(self) -> float | None:
@@ -74,6 +77,32 @@ class Decision:
             "degraded": session.reasons,
             "ttl_s": session.segment_s,
         }
+
+
+def decisions_of(sessions: Sequence[Session], plan: Plan | str | None) -> list[Decision]:
+    """The planner's decisions, and the simple rule's for sessions that it does not decide.
+
+    Args:
+        sessions: in order; those that were not to be asked for are `simple`.
+        plan: for all others in their order, or why there is none.
+    """
+    decisions = []
+    lines = iter(range(len(sessions)))
+    for session in sessions:
+        if not session.simple and isinstance(plan, Plan):
+            line = next(lines)
+            rung = plan.rungs[line]
+            if rung >= 0:
+                found = plan.safe_rungs[line], plan.rebuffer_probability[line], plan.throughput_kbps[line]
+                decisions.append(Decision(session, rung, *found, planned=True))
+                continue
+            session.note(PLANNER_FAILED)
+        elif not session.simple and plan is not None:
+            session.note(plan)
+        choice = choose(session)
+        ruled = choice.safe_rung, choice.rebuffer_probability, choice.throughput_kbps
+        decisions.append(Decision(session, choice.rung, *ruled, planned=False))
+    return decisions
 
 
 class Decider:
@@ -112,35 +141,14 @@ class Decider:
         if asked:
             left_s = within_s - (time.perf_counter() - started_s)
             plan = await self._plan(asked, max(left_s, _MIN_WAIT_S))
-        decisions = []
-        line = ruled = 0
-        for session in sessions:
-            if isinstance(plan, Plan) and not session.simple:
-                rung = plan.rungs[line]
-                if rung >= 0:
-                    decisions.append(
-                        Decision(
-                            session,
-                            rung,
-                            plan.safe_rungs[line],
-                            plan.rebuffer_probability[line],
-                            plan.throughput_kbps[line],
-                        )
-                    )
-                    line += 1
-                    continue
-                line += 1
-                session.note(PLANNER_FAILED)
-            elif isinstance(plan, str) and not session.simple:
-                session.note(plan)
-            choice = choose(session)
-            ruled += 1
-            decisions.append(
-                Decision(session, choice.rung, choice.safe_rung, choice.rebuffer_probability, choice.throughput_kbps)
-            )
-        self._metrics.decisions(model=len(decisions) - ruled, rule=ruled)
+        if len(sessions) > INLINE:
+            decisions = await asyncio.to_thread(decisions_of, sessions, plan)
+        else:
+            decisions = decisions_of(sessions, plan)
+        planned = sum(decision.planned for decision in decisions)
+        self._metrics.decisions(model=planned, rule=len(decisions) - planned)
         self._metrics.observe("bitrate", time.perf_counter() - started_s)
-        return decisions, plan.version if isinstance(plan, Plan) and ruled < len(decisions) else None
+        return decisions, plan.version if isinstance(plan, Plan) and planned else None
 
     async def _plan(self, sessions: Sequence[Session], within_s: float) -> Plan | str:
         """The plan, or the reason why there is none."""

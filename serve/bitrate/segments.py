@@ -19,6 +19,7 @@ from features.networks import Network, NetworkReader, Throughput
 from features.renditions import Rendition, RenditionReader
 from features.settings import Settings
 from serve.bitrate.observations import LOOKAHEAD
+from serve.bitrate.planner import INLINE
 from serve.bitrate.sessions import MAX_KBPS, MIN_KBPS, Session, nearest
 
 TIMEOUT: Final = "segments_timeout"
@@ -152,7 +153,9 @@ class FeatureLookups:
             why = await self._read(
                 sorted(absent_titles)[:_MOST_READ], sorted(absent_networks)[:_MOST_READ], within_s, now_s
             )
-        for session in titles:
+        for place, session in enumerate(titles):
+            if place % INLINE == INLINE - 1:
+                await asyncio.sleep(0)  # for other requests
             fresh, known = self._titles.get(session.title_id, now_s)
             if known is None:
                 session.note(UNKNOWN_TITLE if fresh else why or TIMEOUT)

@@ -196,9 +196,9 @@ class BitrateRoutes:
         context = context_of(request)
         body = await read_bytes(request, MAX_BODY_BYTES)
         if len(body) > _THREAD_BYTES:
-            sessions, single = await asyncio.to_thread(_read, body)
+            sessions, single = await asyncio.to_thread(read_sessions, body)
         else:
-            sessions, single = _read(body)
+            sessions, single = read_sessions(body)
         decisions, version = await self._decider.decide(sessions or (), context.left_ms() / 1000 * _DEADLINE_SHARE)
         head: dict[str, Any] = {
             "request_id": context.request_id,
@@ -212,9 +212,7 @@ class BitrateRoutes:
         _tell(context, decisions, readable=sessions is not None)
         head["degraded"] = context.degraded
         content = (
-            await asyncio.to_thread(_rendered, head, decisions)
-            if len(decisions) > INLINE
-            else _rendered(head, decisions)
+            await asyncio.to_thread(rendered, head, decisions) if len(decisions) > INLINE else rendered(head, decisions)
         )
         return Response(content, media_type="application/json")
 
@@ -260,11 +258,12 @@ def _tell(context: Context, decisions: Sequence[Decision], *, readable: bool) ->
     context.degraded = tuple(reasons)
 
 
-def _rendered(head: dict[str, Any], decisions: Sequence[Decision]) -> bytes:
+def rendered(head: dict[str, Any], decisions: Sequence[Decision]) -> bytes:
+    """The answer to a list, as JSON: the members of `head`, then the decisions."""
     return orjson.dumps({**head, "decisions": [decision.members() for decision in decisions]})
 
 
-def _read(body: bytes) -> tuple[list[Session] | None, bool]:
+def read_sessions(body: bytes) -> tuple[list[Session] | None, bool]:
     """The sessions of a body, None where `sessions` is no list; and whether it is a single one.
 
     Raises:
