@@ -15,6 +15,8 @@ from features.events import EventKind
 from features.settings import Settings
 from serve.artifacts import Artifact, set_champion
 from training.bitrate.comparison import Request, compare
+from training.bitrate.pipeline import Material, train_bitrate
+from training.bitrate.train import FitSettings
 from training.datasets import Dataset, prepare
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
@@ -22,6 +24,7 @@ from training.recommend.interactions import Interactions, read_interactions
 from training.recommend.pipeline import content_of, train_recommend
 
 MODEL: Final = "recommend"
+BITRATE: Final = "bitrate"
 _MOST_THREADS: Final = 8  # the models are small: more threads wait for each other
 
 
@@ -87,6 +90,38 @@ def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, repo
         content = content_of(dataset.titles(), interactions.titles)
     with phase(reporter, "evaluation", interactions.source):
         return evaluate(interactions, seeds, content=content, progress=_advance(reporter, "evaluation"))
+
+
+def train_bitrate_policy(
+    material: Material, settings: Settings, reporter: Reporter, *, seed: int, rounds: int, minutes: float | None,
+    resume: bool,
+) -> Artifact:  # fmt: skip
+    """Train the bitrate policy and make it the champion.
+
+    Args:
+        material: what to train on.
+        settings: where models lie.
+        reporter: told of the phase `training`.
+        seed: of everything random.
+        rounds: of reinforcement.
+        minutes: the most that reinforcement takes; None: as long as the rounds do.
+        resume: take up the run of this material, seed and rounds that was interrupted, if there is one.
+    """
+    torch.set_num_threads(1)  # many small steps: threads would wait for each other
+    checkpoint = settings.home / "training" / f"{BITRATE}-{material.name}-{seed}.pt"
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    with phase(reporter, "training") as found:
+        artifact = train_bitrate(
+            material, settings.models / BITRATE, seed, _advance(reporter, "training"),
+            settings=FitSettings(rounds=rounds), budget_s=None if minutes is None else 60 * minutes,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        set_champion(settings.models, BITRATE, artifact.version)
+        figures = artifact.manifest.metrics
+        shown = [f"{name} {figures[name]:.4f}" for name in ("validation_qoe", "validation_robust_mpc_qoe")]
+        found.append(", ".join([f"{BITRATE} {artifact.version}", *shown]))
+    return artifact
 
 
 def evaluate_bitrate(request: Request, settings: Settings, reporter: Reporter) -> dict[str, Any]:

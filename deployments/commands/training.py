@@ -1,6 +1,8 @@
 """`playhead train NAME`."""
 
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, get_args
 
 import typer
 
@@ -36,3 +38,55 @@ def recommend(
         output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
         metrics = artifact.manifest.metrics
         output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
+
+
+@app.command("bitrate")
+def bitrate(
+    *,
+    traces: Annotated[
+        Path | None, typer.Option(help="Folder of throughput traces; else abr/train of PLAYHEAD_DATA, else generated.")
+    ] = None,
+    trace_format: Annotated[
+        str, typer.Option("--format", help="Of the traces: auto, pensieve, mahimahi, sabre or kbps.")
+    ] = "auto",
+    sizes: Annotated[Path | None, typer.Option(help="Folder of segment sizes: video_size_0, ... in bytes.")] = None,
+    vmaf: Annotated[Path | None, typer.Option(help="Folder of the same segments' VMAF: video1, ...")] = None,
+    segment_s: Annotated[float, typer.Option(help="Length of a segment.")] = 4.0,
+    rounds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of reinforcement; 1 to 2 s each.")] = 400,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="The most that reinforcement takes; such a run can't be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Take up a run that was interrupted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the bitrate policy in the simulator, for all ladders, segment lengths and QoEs at once."""
+    from features.settings import Settings  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        settings = Settings.from_env()
+        from deployments.jobs import train_bitrate_policy  # noqa: PLC0415  (imports torch)
+        from serve.errors import InvalidInput  # noqa: PLC0415
+        from training.bitrate.pipeline import Material  # noqa: PLC0415
+        from training.bitrate.traces import Format  # noqa: PLC0415
+
+        if trace_format not in get_args(Format):
+            expected = ", ".join(get_args(Format))
+            raise InvalidInput(field="--format", got=trace_format, expected=expected, next_step="Correct --format.")
+        if traces is None and sizes is None and vmaf is None:
+            traces, sizes, vmaf = _published()
+        material = Material.read(traces, sizes, vmaf, segment_s=segment_s, trace_format=trace_format)  # type: ignore[arg-type]
+        with reporting(output) as reporter:
+            artifact = train_bitrate_policy(
+                material, settings, reporter, seed=seed, rounds=rounds, minutes=minutes, resume=resume
+            )
+        output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
+        metrics = artifact.manifest.metrics
+        output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
+
+
+def _published() -> tuple[Path | None, Path | None, Path | None]:
+    """Published traces, sizes and VMAF, where they lie."""
+    data = Path(os.environ.get("PLAYHEAD_DATA", Path(__file__).parents[3] / "shared" / "data")) / "abr"
+    folders = (data / "train", data / "envivio" / "size", data / "envivio" / "vmaf")
+    return folders if all(folder.is_dir() for folder in folders) else (None, None, None)
