@@ -97,7 +97,7 @@ def decisions_of(sessions: Sequence[Session], plan: Plan | str | None) -> list[D
                 decisions.append(Decision(session, rung, *found, planned=True))
                 continue
             session.note(PLANNER_FAILED)
-        elif not session.simple and plan is not None:
+        elif not session.simple and isinstance(plan, str):
             session.note(plan)
         choice = choose(session)
         ruled = choice.safe_rung, choice.rebuffer_probability, choice.throughput_kbps

@@ -16,8 +16,8 @@ def choices(fetches: list[Fetch]) -> list[tuple[int, int]]:
     """The rungs that were chosen under guidance, and the highest that it allowed, in order.
 
     The guidance is for picture and sound together. It came with the segment before, or with what was fetched to start
-    another rung since. Guidance that even the lowest rung is above is none to dash.js. The first segment of a viewing is
-    left out: dash.js settles on its rung before it asks for anything.
+    another rung since. Guidance that even the lowest rung is above is none to dash.js. A viewing's first segment is
+    left out: dash.js settles on its rung before it asks at all.
     """
     chosen = []
     guidance: list[int] = []
