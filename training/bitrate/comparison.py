@@ -90,7 +90,8 @@ def compare(request: Request, models: Path, progress: ProgressReport = silent) -
     qoe = Qoe.of(request.qoe)
     settings = replace(PENSIEVE, max_buffer_s=request.max_buffer_s)
     traces, video = _traces(request), _title(request)
-    video.quality(qoe.measure)
+    if qoe.measure == "vmaf" and video.vmaf is None:
+        raise _refuse("vmaf", None, f"the folder of the segments' VMAF, which the QoE {qoe.name} is defined on")
     replays, notes = _logs(request, traces, video, settings)
     policies, missing = _policies(request, models, replays)
     if request.plot is not None:

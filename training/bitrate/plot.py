@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 Points = Sequence[tuple[float, float]]
 
 WIDTH: Final = 960
-HEIGHT: Final = 250
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 14, 40
+HEIGHT: Final = 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 26, 40
 COLOURS: Final = ("a", "b")
 
 STYLE: Final = """
@@ -97,7 +97,7 @@ class _Chart:
     def __init__(self, x_high: float, y_high: float, unit: str) -> None:
         ticks = _ticks(max(y_high, 0.01))
         self._x_high, self._y_high = max(x_high, 1e-9), ticks[-1]
-        self._parts = [f'<text x="4" y="{TOP + 2}">{escape(unit)}</text>']
+        self._parts = [f'<text x="4" y="{TOP - 14}">{escape(unit)}</text>']
         for value in ticks:
             y = self._y(value)
             self._parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
