@@ -19,8 +19,8 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "load", "home"},
     ("data",): {"prepare", "import"},
-    ("train",): {"recommend"},
-    ("eval",): {"recommend"},
+    ("train",): {"recommend", "bitrate"},
+    ("eval",): {"recommend", "bitrate"},
 }
 
 OPTIONS = {
@@ -31,6 +31,14 @@ OPTIONS = {
     ("data", "prepare"): {"--json"},
     ("data", "import"): {"--name", "--json"},
     ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
+    ("train", "bitrate"): {
+        *("--traces", "--format", "--sizes", "--vmaf", "--segment-s", "--rounds", "--minutes", "--seed", "--resume"),
+        "--json",
+    },
+    ("eval", "bitrate"): {
+        *("--traces", "--format", "--family", "--count", "--seed", "--sizes", "--vmaf", "--ladder-kbps", "--segment-s"),
+        *("--max-buffer-s", "--qoe", "--policy", "--model", "--logs", "--plot", "--plot-trace", "--json"),
+    },
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
     ("models",): {"--json"},
     ("load",): {"--rps", "--seconds", "--seed", "--url", "--allow-remote", "--html", "--json"},

@@ -28,7 +28,7 @@ def test_placements_are_valid_for_serve_and_for_the_application(name):
         "redis://127.0.0.1:1/0",
     )
     assert arguments.placement == {"local": "fused", "cluster": "split"}[name]
-    bound = {"Gateway"} if name == "local" else {"Gateway", "Features", "Ranker"}
+    bound = {"Gateway"} if name == "local" else {"Gateway", "Features", "Ranker", "Planner"}
     assert {deployment.name for deployment in application.deployments} == bound
     for deployment in application.deployments:  # Serve's defaults are 5 and no limit
         assert deployment.max_ongoing_requests >= 64
