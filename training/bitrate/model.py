@@ -228,10 +228,10 @@ def read_scene(
     least = (mean + (1 - exists) * 1e12).amin(1, keepdim=True)
     unit = torch.maximum(most - least, 1e-3 * most.abs()).clamp(min=1e-6)
     scale = weights[:, 3:4].abs().clamp(min=1e-9)
-    worth = (value - least[:, None]) / unit[:, None]
+    worth = _bounded((value - least[:, None]) / unit[:, None]) * exists[:, None]
     rise, fall = _bounded(weights[:, 1:2] / scale), _bounded(weights[:, 2:3] / scale)
     started = (last_rung >= 0).float()[:, None]
-    last = (last_quality.clamp(-1e6, 1e6)[:, None] * weights[:, 3:4].clamp(-1e6, 1e6) - least) / unit
+    last = _bounded((last_quality.clamp(-1e6, 1e6)[:, None] * weights[:, 3:4].clamp(-1e6, 1e6) - least) / unit)
     change = (worth[:, 0] - last) * started
     return Scene(
         exists=exists, there=there, kbit=kbit, worth=worth, segment=segment, buffer=buffer_s.clamp(0.0, 1e4)[:, None],

@@ -1,0 +1,62 @@
+"""From traces, or from nothing, to an artifact that evaluation and serving take."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.engines import load_engine
+from training.bitrate.evaluate import ModelPolicy, play
+from training.bitrate.export import GRAPH
+from training.bitrate.pipeline import HELD_OUT, HELD_OUT_FAMILY, Material, train_bitrate
+from training.bitrate.train import FitSettings
+
+TINY = FitSettings(rounds=1, predictor_rounds=1, steps=4, parts=1)
+
+
+@pytest.fixture(scope="module")
+def material() -> Material:
+    return Material.read(None, None, None)
+
+
+def test_worlds_are_made_of_their_seed_and_of_nothing_held_out(material: Material) -> None:
+    first, again, other = (material.worlds(seed) for seed in (1, 1, 2))
+    for one, same, different in zip(first, again, other, strict=True):
+        assert np.array_equal(one.state, same.state)
+        assert not np.array_equal(one.state, different.state)
+    held_out = {trace.name for trace in material.held_out}
+    assert len(held_out) == pytest.approx(len(material.traces) / (HELD_OUT - 1), abs=1)
+    used = {trace.name for sessions in first for trace in sessions.traces}
+    assert not any(name.startswith(HELD_OUT_FAMILY) for name in used)
+    kept = {id(trace.times_s) for trace in material.held_out}
+    assert not any(id(trace.times_s) in kept for sessions in first for trace in sessions.traces)
+
+
+def test_other_sessions_differ_in_all_that_a_policy_must_take(material: Material) -> None:
+    state = np.concatenate([material.worlds(seed)[1].state for seed in range(4)])
+    assert {2, 3, 11, 12} <= set(state["rungs"].tolist())
+    assert state["segment_s"].min() < 2
+    assert state["segment_s"].max() > 8
+    assert (state["live_target_s"] > 0).any()
+    assert (state["live_target_s"] == 0).mean() > 0.5
+    assert len(np.unique(state["rebuffer"])) > 3
+    assert state["max_buffer_s"].min() < 30
+    assert state["max_buffer_s"].max() > 60
+
+
+def test_published_material_keeps_its_ladder(abr_data: Path) -> None:
+    published = Material.read(abr_data / "train", abr_data / "envivio" / "size", abr_data / "envivio" / "vmaf")
+    assert published.titles[0].rungs_kbps.tolist() == [300, 750, 1200, 1850, 2850, 4300]
+    assert len(published.traces) + len(published.held_out) == 127
+
+
+def test_an_artifact_is_measured_resumable_and_serves(material: Material, tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    artifact = train_bitrate(material, tmp_path / "bitrate", settings=TINY, checkpoint=state)
+    assert not state.exists()
+    assert {"validation_qoe", "validation_robust_mpc_qoe"} <= set(artifact.manifest.metrics)
+    assert artifact.manifest.data_snapshot == material.name
+    policy = ModelPolicy(load_engine(artifact, GRAPH, batches=(1, 64)))
+    sessions = material.worlds(0)[1]
+    sessions.state["segments"] = np.minimum(sessions.state["segments"], 6)
+    assert np.isfinite(play(policy, sessions).values).all()
