@@ -235,7 +235,9 @@ class PlannerReplica:
 
 def _live_planner(arguments: Arguments, metrics: Metrics) -> tuple[BitratePlanner, LiveModel]:
     """A planner, and what keeps its policy current."""
-    planner = BitratePlanner(device=arguments.device, threads=arguments.threads)
+    planner = BitratePlanner(
+        device=arguments.device, threads=arguments.threads, timed=lambda seconds: metrics.observe("planner", seconds)
+    )
     models = arguments.settings().models
     return planner, LiveModel(planner, models, arguments.bitrate_model, arguments.champion_poll_s, metrics)
 

@@ -19,9 +19,9 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-STAGES: Final = ("gateway", "features", "ranking", "encoder", "ranker", "page", "events", "bitrate")
+STAGES: Final = ("gateway", "features", "ranking", "encoder", "ranker", "page", "events", "bitrate", "planner")
 """Parts of an answer's way: gateway is the whole request; ranking holds encoder, ranker and page; bitrate
-is from readable sessions to decisions."""
+is from readable sessions to decisions, planner one call of the policy, which requests may share."""
 
 BUCKETS_S: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075,

@@ -104,5 +104,5 @@ class Observations:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Self:
-        """The sessions of `index`, in its order."""
-        return type(self)(**{name: np.ascontiguousarray(array[index]) for name, array in self.as_inputs().items()})
+        """The sessions of `index`, in its order, copied."""
+        return type(self)(**{name: np.array(array[index], order="C") for name, array in self.as_inputs().items()})

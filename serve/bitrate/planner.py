@@ -5,7 +5,8 @@ that would hold the loop up runs in a thread.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -208,11 +209,15 @@ class BitratePlanner:
     Args:
         device: where the engines run.
         threads: CPU threads of one engine call.
+        timed: told the seconds that each call of the policy took; several requests may share one.
     """
 
-    def __init__(self, device: Device = "auto", threads: int = 1) -> None:
+    def __init__(
+        self, device: Device = "auto", threads: int = 1, timed: Callable[[float], None] = lambda _seconds: None
+    ) -> None:
         self._device: Device = device
         self._threads = threads
+        self._timed = timed
         self._policy: Policy | None = None
         self._jobs: list[_Job] = []
 
@@ -286,7 +291,9 @@ class BitratePlanner:
                 count = 0
             count += len(job.sessions)
         for start, end in pairwise([*ends, len(jobs)]):
+            started_s = time.perf_counter()
             _work_off(policy, jobs[start:end])
+            self._timed(time.perf_counter() - started_s)
 
 
 def _work_off(policy: Policy, jobs: Sequence[_Job]) -> None:
