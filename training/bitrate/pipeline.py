@@ -44,6 +44,7 @@ _GENERATED: Final = 96
 _SPEED: Final = (0.8, 2.0)
 _VALIDATION_SPEEDS: Final = (1.0, 1.5, 2.2)
 _VALIDATION_SESSIONS: Final = 600
+_VALIDATION_SEGMENTS: Final = 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,10 @@ class Material:
         """Held-out sessions in the published setting, the same each time; at speeds that every rung is the best at."""
         traces = [_faster(trace, speed) for trace in self.held_out for speed in _VALIDATION_SPEEDS]
         settings = replace(PENSIEVE_TRAINING, noise=0.0)
-        return Sessions(traces, self.titles, LINEAR, settings, batch=_VALIDATION_SESSIONS, seed=1)
+        titles = [
+            replace(title, segment_bytes=title.segment_bytes[:_VALIDATION_SEGMENTS], vmaf=None) for title in self.titles
+        ]
+        return Sessions(traces, titles, LINEAR, settings, batch=_VALIDATION_SESSIONS, seed=1)
 
 
 def _title(sizes: Path, vmaf: Path | None, ladder_kbps: Sequence[float] | None, segment_s: float) -> Video:
