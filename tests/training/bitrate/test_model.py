@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.contracts.policy_contract import ladder
 
 from serve.bitrate.observations import LOOKAHEAD, RUNGS, Observations
+from tests.contracts.policy_contract import ladder
 from training.bitrate.export import example_observations
 from training.bitrate.model import (
     QUANTILES,
