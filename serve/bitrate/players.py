@@ -7,8 +7,9 @@ for by its newest sample.
 Units: time s, bitrate and throughput kbit/s (CMCD's own are ms and kbit/s).
 """
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,7 +26,13 @@ _PLAYERS: Final = 20_000
 _STEP: Final = 1.6
 """From rung to rung of a ladder of which only the top is known; usual ladders have 1.5 to 2."""
 
+_NEAR: Final = 0.2
+"""A made-up rung whose ln(bitrate) is as near as this to one that was heard is left out."""
+
 _LEAST_KBPS: Final = 150.0
+
+_HEARD: Final = 2 * RUNGS
+"""Bitrates of a title that are remembered of a player."""
 
 _USED: Final = frozenset({"bl", "mtp", "br", "tb", "d", "ot", "sid", "cid", "dl", "pr", "tbl", "lb", "ltc", "cdn", "?"})
 """Keys that decisions depend on."""
@@ -41,6 +48,9 @@ class Player:
         audio_kbps: bitrate of its newest audio segment; 0 unknown, or in the video's.
         mb_kbps: the cap that it was told last; None before.
         etp_kbps: the throughput that it was told last; None before.
+        content: the title that it plays, as it names it.
+        heard_kbps: bitrates of that title that it named, at most _HEARD. A player may leave the rungs above `mb` out of
+            its `tb`, so a ladder made of one request alone would sink with each guidance.
     """
 
     samples: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -48,6 +58,22 @@ class Player:
     audio_kbps: float = 0.0
     mb_kbps: float | None = None
     etp_kbps: float | None = None
+    content: str = ""
+    heard_kbps: set[float] = field(default_factory=set)
+
+    def hear(self, content: str, named_kbps: Iterable[float | None]) -> set[float]:
+        """All bitrates of the title that the player named so far, with those of its newest request.
+
+        Args:
+            content: the title; another one than before begins anew.
+            named_kbps: bitrates of the newest request; None and what no ladder holds are left out.
+        """
+        if content != self.content:
+            self.content, self.heard_kbps = content, set()
+        for kbps in named_kbps:
+            if kbps and MIN_KBPS <= kbps <= MAX_KBPS and len(self.heard_kbps) < _HEARD:
+                self.heard_kbps.add(kbps)
+        return self.heard_kbps
 
 
 class Players:
@@ -97,7 +123,9 @@ def session_of(
         kbps = min(max(measured_kbps, MIN_KBPS), MAX_KBPS)
         took_s = (player.segment_s or DEFAULT_SEGMENT_S) * (rung_kbps or kbps) / kbps
         player.samples.append((kbps, min(max(took_s, 0.001), 600.0)))
-    ladder = rungs_kbps or _ladder(cmcd.number("tb", kind), cmcd.number("lb", kind), rung_kbps)
+    lowest_kbps = cmcd.number("lb", kind)
+    heard_kbps = player.hear(cmcd.text("cid"), (cmcd.number("tb", kind), lowest_kbps, rung_kbps))
+    ladder = rungs_kbps or _ladder(heard_kbps, lowest_kbps)
     target_s = _seconds(cmcd.number("tbl", kind))
     session = read_session(
         {
@@ -123,15 +151,15 @@ def session_of(
     return session
 
 
-def _ladder(top_kbps: float | None, lowest_kbps: float | None, rung_kbps: float | None) -> list[float]:
-    """Rungs from the top down in equal steps, with those that are known among them, ascending."""
-    known = {kbps for kbps in (top_kbps, lowest_kbps, rung_kbps) if kbps and MIN_KBPS <= kbps <= MAX_KBPS}
-    if not known:
+def _ladder(heard_kbps: Collection[float], lowest_kbps: float | None) -> list[float]:
+    """The bitrates that were heard, and from the top down in equal steps what may lie between, ascending."""
+    if not heard_kbps:
         return []
-    least_kbps = lowest_kbps if lowest_kbps in known and lowest_kbps is not None else _LEAST_KBPS
-    made, kbps = set(known), max(known) / _STEP
+    made, kbps = set(heard_kbps), max(heard_kbps) / _STEP
+    least_kbps = lowest_kbps if lowest_kbps in heard_kbps and lowest_kbps is not None else _LEAST_KBPS
     while kbps > least_kbps and len(made) < RUNGS:
-        made.add(kbps)
+        if all(abs(math.log(kbps / known)) > _NEAR for known in heard_kbps):
+            made.add(kbps)
         kbps /= _STEP
     return sorted(made)
 

@@ -406,6 +406,21 @@ async def test_the_ladder_comes_from_the_title_or_else_from_the_top_bitrate(
         assert bare == {"etp": bare["etp"]}
 
 
+async def test_a_ladder_made_of_what_the_player_says_does_not_sink_with_what_it_was_told(planning: Arguments) -> None:
+    """A player that leaves what `mb` excludes out of its own `tb`, as dash.js does, on a network that got better."""
+    async with opened(planning) as client:
+        top, told = 4300, []
+        for kbps in [900] * 4 + [20_000] * 12:
+            says = VIDEO | {"mtp": str(kbps), "br": str(min(top, 1200)), "tb": str(top)}
+            guidance, _ = await guided(client, f"CMCD={cmcd(**says)}")
+            top = guidance["mb"]
+            told.append(top)
+        assert min(told) < 4300
+        assert told[-1] == 4300, told
+        other, _ = await guided(client, f"CMCD={cmcd(**VIDEO | {'tb': '1200', 'mtp': '20000'}, cid=OTHER)}")
+        assert other["mb"] == 1200  # another title begins anew
+
+
 @pytest.mark.parametrize(
     "query",
     [
