@@ -15,7 +15,8 @@ from features.events import EventKind
 from features.settings import Settings
 from serve.artifacts import Artifact, set_champion
 from training.bitrate.comparison import Request, compare
-from training.bitrate.pipeline import Material, train_bitrate
+from training.bitrate.material import Material
+from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
 from training.datasets import Dataset, prepare
 from training.recommend.evaluate import evaluate
@@ -93,34 +94,38 @@ def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, repo
 
 
 def train_bitrate_policy(
-    material: Material, settings: Settings, reporter: Reporter, *, seed: int, rounds: int, minutes: float | None,
-    resume: bool,
+    material: Material, settings: Settings, reporter: Reporter, *, seed: int, resume: bool, rounds: int | None = None,
+    minutes: float | None = None,
 ) -> Artifact:  # fmt: skip
     """Train the bitrate policy and make it the champion.
 
     Args:
         material: what to train on.
         settings: where models lie.
-        reporter: told of the phase `training`.
+        reporter: told of the phase `bitrate`.
         seed: of everything random.
-        rounds: of reinforcement.
-        minutes: the most that reinforcement takes; None: as long as the rounds do.
         resume: take up the run of this material, seed and rounds that was interrupted, if there is one.
+        rounds: of reinforcement; None: as FitSettings has it.
+        minutes: the most that reinforcement takes; None: as long as the rounds do.
     """
     torch.set_num_threads(1)  # many small steps: threads would wait for each other
     checkpoint = settings.home / "training" / f"{BITRATE}-{material.name}-{seed}.pt"
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    with phase(reporter, "training") as found:
+    with phase(reporter, BITRATE) as found:
         artifact = train_bitrate(
-            material, settings.models / BITRATE, seed, _advance(reporter, "training"),
-            settings=FitSettings(rounds=rounds), budget_s=None if minutes is None else 60 * minutes,
+            material,
+            settings.models / BITRATE,
+            seed,
+            _advance(reporter, BITRATE),
+            settings=FitSettings() if rounds is None else FitSettings(rounds=rounds),
+            budget_s=None if minutes is None else 60 * minutes,
             checkpoint=checkpoint,
-        )  # fmt: skip
+        )
         set_champion(settings.models, BITRATE, artifact.version)
         figures = artifact.manifest.metrics
-        shown = [f"{name} {figures[name]:.4f}" for name in ("validation_qoe", "validation_robust_mpc_qoe")]
-        found.append(", ".join([f"{BITRATE} {artifact.version}", *shown]))
+        reached, rival = figures["validation_qoe"], figures["validation_robust_mpc_qoe"]
+        found.append(f"{BITRATE} {artifact.version}, held-out QoE {reached:.4f} (RobustMPC {rival:.4f})")
     return artifact
 
 

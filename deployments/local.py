@@ -21,6 +21,7 @@ from deployments.cluster import ClusterRequest, ray_environment
 from deployments.leftovers import clean, discard
 from deployments.network import readiness, silence
 from deployments.parts import Cluster, Preparation, start_worker
+from deployments.preparation import has_champions
 from deployments.processes import ENDING_GRACE_S, Child, ProcessRecord
 from deployments.progress import LineReporter, Moment, Notice, Reporter, phase
 from deployments.state import RunFolder, StackError, StackLock, StackState, already_up
@@ -150,7 +151,7 @@ class Stack:
         )
         self._write_state()
         self._start_store()
-        early = not self._options.prepare or self._has_model()
+        early = not self._options.prepare or has_champions(self._settings)
         if early:
             self._start_cluster()
         if self._options.prepare:
@@ -253,9 +254,6 @@ class Stack:
             self._adopt(child)
             valkey.wait_loaded(child, self.folder, self._valkey_port)
             found.append(self.state.redis_url)
-
-    def _has_model(self) -> bool:
-        return (self._settings.models / "recommend" / "champion").is_file()
 
     def _prepare(self) -> None:
         part = Preparation(

@@ -1,18 +1,21 @@
-"""What must be there before anything is served: data, features, model. Each is made only where it is missing or old.
+"""What must be there before anything is served: data, features, models. Each is made only where it is missing or old.
 
 Run as `python -m deployments.preparation DATA` it tells its phases as JSON lines, then `{"data": NAME}` or
-`{"error": ...}`.
-A process of its own, so that the one that holds the stack stays small: Feast and torch come and go with this one.
+`{"error": ...}`. A process of its own, so that the one that holds the stack stays small: Feast and torch come and go
+with this one. It starts a second one for the bitrate policy, which needs nothing of the others: one core each.
 """
 
 import hashlib
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from deployments.progress import LineReporter, Moment, Notice, Reporter, phase
 from features.errors import FeaturesError
@@ -20,10 +23,15 @@ from features.settings import Settings
 from serve.errors import PlayheadError
 
 if TYPE_CHECKING:
+    from serve.artifacts import Manifest
     from training.datasets import Dataset
 
 MODEL: Final = "recommend"
+BITRATE: Final = "bitrate"
 DEFAULT_SEED: Final = 0
+POLICY: Final = "--policy"
+"""In place of a data set's name: what the second process is for."""
+
 _DEFINING: Final = ("definitions.py", "views.py", "layout.py", "records.py")
 
 
@@ -104,13 +112,8 @@ def prepare_model(dataset: "Dataset", settings: Settings, reporter: Reporter) ->
     Raises:
         ArtifactError: the champion is damaged.
     """
-    from serve.artifacts import read_artifact, read_champion  # noqa: PLC0415
-
-    champion = read_champion(settings.models, MODEL)
-    if champion is not None:
-        with phase(reporter, "model") as found:
-            manifest = read_artifact(champion).manifest
-            found.append(f"{MODEL} {manifest.version}")
+    manifest = _champion(MODEL, settings, reporter)
+    if manifest is not None:
         if manifest.data_snapshot != dataset.snapshot:
             text = f"was trained on other data; train on this with: playhead train {MODEL} --data {dataset.name}"
             reporter.tell(Notice(phase="model", moment=Moment.NOTE, text=text))
@@ -118,6 +121,42 @@ def prepare_model(dataset: "Dataset", settings: Settings, reporter: Reporter) ->
     from deployments.jobs import train  # noqa: PLC0415  (imports torch)
 
     train(dataset, settings, reporter, seed=DEFAULT_SEED, resume=True)
+
+
+def prepare_policy(settings: Settings, reporter: Reporter) -> None:
+    """Check the bitrate champion's files, or train the first one: on published traces where they lie, else generated.
+
+    Args:
+        settings: where models lie.
+        reporter: told of the phases `policy` and `bitrate`.
+
+    Raises:
+        ArtifactError: the champion is damaged.
+    """
+    if _champion(BITRATE, settings, reporter, phase_name="policy") is not None:
+        return
+    from deployments.jobs import train_bitrate_policy  # noqa: PLC0415  (imports torch)
+    from training.bitrate.material import Material  # noqa: PLC0415
+
+    train_bitrate_policy(Material.default(), settings, reporter, seed=DEFAULT_SEED, resume=True)
+
+
+def has_champions(settings: Settings) -> bool:
+    """Whether each model has a champion, so that nothing need be trained; its files are not looked at."""
+    return all((settings.models / name / "champion").is_file() for name in (MODEL, BITRATE))
+
+
+def _champion(model: str, settings: Settings, reporter: Reporter, phase_name: str = "model") -> "Manifest | None":
+    """What the champion's manifest says, once all its files were checked; None where there is no champion."""
+    from serve.artifacts import read_artifact, read_champion  # noqa: PLC0415
+
+    champion = read_champion(settings.models, model)
+    if champion is None:
+        return None
+    with phase(reporter, phase_name) as found:
+        manifest = read_artifact(champion).manifest
+        found.append(f"{model} {manifest.version}")
+    return manifest
 
 
 def _applied(settings: Settings) -> Path:
@@ -130,19 +169,43 @@ def error_fields(error: PlayheadError | FeaturesError) -> dict[str, str]:
 
 
 def main() -> None:
-    """Make everything ready for the data set named by the first argument."""
+    """Make everything ready for the data set named by the first argument; with POLICY for it, the bitrate policy."""
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print belongs in the log
     settings, reporter = Settings.from_env(), LineReporter(told)
+    name = sys.argv[1]
     try:
-        dataset = prepare_data(sys.argv[1], settings, reporter)
-        prepare_features(dataset, settings, reporter)
-        prepare_model(dataset, settings, reporter)
+        if name == POLICY:
+            prepare_policy(settings, reporter)
+            return
+        with _beside(told) as policy:
+            dataset = prepare_data(name, settings, reporter)
+            prepare_features(dataset, settings, reporter)
+            prepare_model(dataset, settings, reporter)
+            if policy.wait() != 0:
+                raise SystemExit(1)
     except (PlayheadError, FeaturesError) as error:
         told.write(json.dumps({"error": error_fields(error)}) + "\n")
         told.flush()
         raise SystemExit(1) from error
     told.write(json.dumps({"data": dataset.name}) + "\n")
+
+
+@contextmanager
+def _beside(told: IO[str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """The process that makes the bitrate policy ready while the block runs; it ends with the block.
+
+    Both tell the same pipe: a line is written at once, and shorter than what a pipe takes whole.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.preparation", POLICY], stdin=subprocess.DEVNULL, stdout=told
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`playhead train NAME`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -52,7 +51,9 @@ def bitrate(
     sizes: Annotated[Path | None, typer.Option(help="Folder of segment sizes: video_size_0, ... in bytes.")] = None,
     vmaf: Annotated[Path | None, typer.Option(help="Folder of the same segments' VMAF: video1, ...")] = None,
     segment_s: Annotated[float, typer.Option(help="Length of a segment.")] = 4.0,
-    rounds: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of reinforcement; 1 to 2 s each.")] = 400,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, max=1_000_000, help="Of reinforcement, 1 to 3 s each; else 300.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="The most that reinforcement takes; such a run can't be repeated.")
     ] = None,
@@ -67,15 +68,16 @@ def bitrate(
         settings = Settings.from_env()
         from deployments.jobs import train_bitrate_policy  # noqa: PLC0415  (imports torch)
         from serve.errors import InvalidInput  # noqa: PLC0415
-        from training.bitrate.pipeline import Material  # noqa: PLC0415
+        from training.bitrate.material import Material  # noqa: PLC0415
         from training.bitrate.traces import Format  # noqa: PLC0415
 
         if trace_format not in get_args(Format):
             expected = ", ".join(get_args(Format))
             raise InvalidInput(field="--format", got=trace_format, expected=expected, next_step="Correct --format.")
         if traces is None and sizes is None and vmaf is None:
-            traces, sizes, vmaf = _published()
-        material = Material.read(traces, sizes, vmaf, segment_s=segment_s, trace_format=trace_format)  # type: ignore[arg-type]
+            material = Material.default()
+        else:
+            material = Material.read(traces, sizes, vmaf, segment_s=segment_s, trace_format=trace_format)  # type: ignore[arg-type]
         with reporting(output) as reporter:
             artifact = train_bitrate_policy(
                 material, settings, reporter, seed=seed, rounds=rounds, minutes=minutes, resume=resume
@@ -83,10 +85,3 @@ def bitrate(
         output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
         metrics = artifact.manifest.metrics
         output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
-
-
-def _published() -> tuple[Path | None, Path | None, Path | None]:
-    """Published traces, sizes and VMAF, where they lie."""
-    data = Path(os.environ.get("PLAYHEAD_DATA", Path(__file__).parents[3] / "shared" / "data")) / "abr"
-    folders = (data / "train", data / "envivio" / "size", data / "envivio" / "vmaf")
-    return folders if all(folder.is_dir() for folder in folders) else (None, None, None)

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,11 +11,19 @@ import pytest
 
 from deployments.inventory import model_versions
 from deployments.jobs import evaluate_recommend, interactions_of_dataset, train
-from deployments.preparation import prepare_data, prepare_model, registry_is_current
+from deployments.preparation import (
+    has_champions,
+    prepare_data,
+    prepare_model,
+    prepare_policy,
+    registry_is_current,
+)
 from deployments.progress import Moment
 from serve.artifacts import read_champion, set_champion
 from serve.errors import ArtifactError
 from tests.contracts.small_model import copy_of, small_artifact
+from tests.serve.bitrate.small_policy import small_policy
+from training.bitrate.train import FitSettings
 from training.datasets.dataset import write_dataset
 from training.recommend.interactions import read_interactions
 
@@ -55,6 +64,13 @@ def champion(settings):
     return path
 
 
+@pytest.fixture
+def policy_champion(settings):
+    path = shutil.copytree(small_policy(), settings.models / "bitrate" / small_policy().name)
+    set_champion(settings.models, "bitrate", path.name)
+    return path
+
+
 def run_preparation(settings, name):
     environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
     done = subprocess.run(
@@ -67,13 +83,15 @@ def done_texts(lines):
     return {line["phase"]: line["text"] for line in lines if line.get("moment") == "done"}
 
 
-@pytest.mark.usefixtures("dataset", "champion")
+@pytest.mark.usefixtures("dataset", "champion", "policy_champion")
 def test_what_is_there_is_not_made_again(settings):
     assert not registry_is_current(settings)
     first, lines = run_preparation(settings, "tiny")
     assert first.returncode == 0, first.stderr
     assert lines[-1] == {"data": "tiny"}
     assert done_texts(lines)["features"] == "registry applied; 40 profiles and 12 titles filled in"
+    assert done_texts(lines)["policy"] == f"bitrate {small_policy().name}"
+    assert has_champions(settings)
     assert registry_is_current(settings)
     second, lines = run_preparation(settings, "tiny")
     assert second.returncode == 0, second.stderr
@@ -82,16 +100,18 @@ def test_what_is_there_is_not_made_again(settings):
     assert not registry_is_current(replace(settings, feast_registry=settings.feast_registry + ".other"))
 
 
-@pytest.mark.usefixtures("dataset")
-def test_a_damaged_champion_is_refused(settings, champion):
-    (champion / "manifest.json").write_text("{")
+@pytest.mark.usefixtures("dataset", "champion", "policy_champion")
+@pytest.mark.parametrize("model", ["recommend", "bitrate"])
+def test_a_damaged_champion_is_refused(settings, model):
+    (read_champion(settings.models, model) / "manifest.json").write_text("{")
     done, lines = run_preparation(settings, "tiny")
     assert done.returncode == 1
-    assert set(lines[-1]["error"]) == {"field", "got", "expected", "next_step"}
-    assert "manifest" in lines[-1]["error"]["field"]
-    (entry,) = model_versions(settings.models)
-    assert entry.champion
-    assert "manifest" in entry.trouble
+    (error,) = [line["error"] for line in lines if "error" in line]
+    assert set(error) == {"field", "got", "expected", "next_step"}
+    assert "manifest" in error["field"]
+    assert not any("data" in line for line in lines)
+    (trouble,) = [entry.trouble for entry in model_versions(settings.models) if entry.name == model]
+    assert "manifest" in trouble
 
 
 def test_a_champion_of_other_data_is_kept_with_a_word(settings, dataset, champion, notices):
@@ -114,6 +134,22 @@ def test_a_model_is_trained_where_there_is_none_and_becomes_champion(settings, d
     told = len(notices.told)
     prepare_model(dataset, settings, notices)
     assert "training" not in {notice.phase for notice in notices.told[told:]}
+
+
+def test_a_policy_is_trained_where_there_is_none_and_becomes_champion(settings, notices, monkeypatch, tmp_path):
+    tiny = FitSettings(rounds=1, predictor_rounds=1, steps=4, parts=1)
+    monkeypatch.setattr("deployments.jobs.FitSettings", lambda: tiny)
+    monkeypatch.setenv("PLAYHEAD_DATA", str(tmp_path / "none"))  # all is generated
+    assert not has_champions(settings)
+    prepare_policy(settings, notices)
+    (entry,) = model_versions(settings.models)
+    assert (entry.name, entry.champion, entry.trouble) == ("bitrate", True, "")
+    assert entry.metrics["validation_robust_mpc_qoe"]
+    done = [notice.text for notice in notices.told if (notice.phase, notice.moment) == ("bitrate", Moment.DONE)]
+    assert entry.version in done[0]
+    told = len(notices.told)
+    prepare_policy(settings, notices)
+    assert {notice.phase for notice in notices.told[told:]} == {"policy"}
 
 
 def test_evaluation_of_a_file(settings, dataset, notices, tmp_path):

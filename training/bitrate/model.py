@@ -331,7 +331,7 @@ class BitratePolicy(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.pooled = nn.Linear(width, width)
         self.score = nn.Linear(width, 1)
-        self.trust = nn.Parameter(torch.tensor(2.0))  # ln of the plan's weight
+        self.trust = nn.Parameter(torch.tensor(-1.2))  # ln of the plan's weight; more, and nothing else is tried
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
 

@@ -12,10 +12,11 @@ Live: the encoder's edge moves in real time; a segment can be fetched once it is
 playhead. It grows while playback stalls and shrinks while the player catches up.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -467,6 +468,16 @@ class Sessions:
         self.state[chosen] = state
         self._throughput_kbps[chosen] = 0
         self._download_s[chosen] = 0
+
+    def branch(self, rows: Integers) -> Self:
+        """Sessions of their own that go on from where `rows` (a row may come often) stand; downloads without noise."""
+        branches = copy.copy(self)
+        branches.__dict__ |= {
+            "state": self.state[rows], "_throughput_kbps": self._throughput_kbps[rows],
+            "_download_s": self._download_s[rows], "_random": np.random.default_rng(0),
+        }  # fmt: skip
+        branches.state["noise"] = 0.0
+        return branches
 
     def observe(self) -> Observations:
         """What a policy sees now; arrays of its own, that later steps leave alone."""

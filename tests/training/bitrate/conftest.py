@@ -1,9 +1,22 @@
 """The published traces and logs where they lie on disk, and small worlds that need none."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from training.bitrate.synthetic import generate_videos
+from training.bitrate.video import Video
+
+
+def _short(title: Video) -> Video:
+    assert title.vmaf is not None
+    return replace(title, segment_bytes=title.segment_bytes[:24], vmaf=title.vmaf[:24])
+
+
+SHORT_TITLES = [_short(title) for title in generate_videos(4, seed=3)]
+"""Titles of at most 24 segments."""
 
 
 @pytest.fixture(scope="session")

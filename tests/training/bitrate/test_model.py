@@ -18,7 +18,7 @@ from training.bitrate.model import (
     probability_below,
     read_scene,
 )
-from training.bitrate.train import tensors
+from training.bitrate.rollouts import tensors
 
 SCENE = (
     "buffer_s", "max_buffer_s", "segment_s", "last_rung", "last_quality", "rungs_kbps", "segment_bytes", "quality",

@@ -1,23 +1,23 @@
 """From traces, or from nothing, to an artifact that evaluation and serving take."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from serve.engines import load_engine
+from training.bitrate import material as material_module
 from training.bitrate.evaluate import ModelPolicy, play
 from training.bitrate.export import GRAPH
-from training.bitrate.pipeline import HELD_OUT, HELD_OUT_FAMILY, Material, train_bitrate
+from training.bitrate.material import HELD_OUT_FAMILY, Material
+from training.bitrate.pipeline import train_bitrate
 from training.bitrate.traces import Trace
 from training.bitrate.train import FitSettings
+from training.bitrate.variations import vary
 
 TINY = FitSettings(rounds=1, predictor_rounds=1, steps=4, parts=1)
-
-
-def shape_of(trace: Trace) -> tuple[float, ...]:
-    """A trace at any speed."""
-    return tuple(np.round(trace.kbps[:20] / trace.kbps[1:].mean(), 9))
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,22 @@ def test_worlds_are_made_of_their_seed_and_of_nothing_held_out(material: Materia
     for one, same, different in zip(first, again, other, strict=True):
         assert one.state.tobytes() == same.state.tobytes()  # it holds NaN
         assert one.state.tobytes() != different.state.tobytes()
-    held_out = {trace.name for trace in material.held_out}
-    assert len(held_out) == pytest.approx(len(material.traces) / (HELD_OUT - 1), abs=1)
     used = {trace.name for sessions in first for trace in sessions.traces}
     assert not any(name.startswith(HELD_OUT_FAMILY) for name in used)
-    kept = {shape_of(trace) for trace in material.held_out}
-    assert kept.isdisjoint(shape_of(trace) for sessions in first for trace in sessions.traces)
-    assert {shape_of(trace) for trace in material.traces} >= {shape_of(trace) for trace in first[0].traces}
+    assert {trace.name for trace in material.held_out}.isdisjoint(trace.name for trace in material.traces)
+    assert len(material.held_out) == pytest.approx(len(material.traces) / 7, abs=1)
+
+
+def test_only_traces_that_train_are_varied(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    varied: list[Trace] = []
+
+    def keep(traces: Sequence[Trace], *given: Any, **named: Any) -> list[Trace]:
+        varied.extend(traces)
+        return vary(traces, *given, **named)
+
+    monkeypatch.setattr(material_module, "vary", keep)
+    material.worlds(1)
+    assert {trace.name for trace in varied} == {trace.name for trace in material.traces}
 
 
 def test_other_sessions_differ_in_all_that_a_policy_must_take(material: Material) -> None:

@@ -1,0 +1,157 @@
+"""What the policy is trained on and validated with: given or generated traces and titles, drawn anew for each round.
+
+A round plays two batches. One is the published setting: variations of the given traces, and the given title with the
+linear QoE. The other is everything else: generated networks, titles of 2 to 12 rungs, QoEs, buffer caps, live sessions.
+Traces of HELD_OUT_FAMILY are in neither, nor is each HELD_OUT-th given trace.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from training.bitrate.comparison import ENVIVIO_KBPS
+from training.bitrate.qoe import LINEAR, PERCEPTUAL, Qoe
+from training.bitrate.simulator import LIVE, PENSIEVE_TRAINING, Sessions, Settings
+from training.bitrate.synthetic import FAMILIES, generate_traces, generate_videos
+from training.bitrate.traces import Format, Trace, read_traces
+from training.bitrate.variations import draw, vary
+from training.bitrate.video import Video, read_video
+
+HELD_OUT: Final = 8
+"""One in so many given traces validates and never trains."""
+
+HELD_OUT_FAMILY: Final = "wifi"
+"""Generated traces of this family never train: they show how the policy does on networks of another kind."""
+
+PUBLISHED_SESSIONS: Final = 512
+OTHER_SESSIONS: Final = 256
+_GENERATED: Final = 96
+"""Traces that a round generates; a third as many titles."""
+
+_VARIATIONS: Final = 160
+"""Variations of the given traces that a round draws."""
+
+_SPEED: Final = (0.8, 1.25)
+_OTHER_SPEED: Final = (0.7, 8.0)
+_VALIDATION_SPEEDS: Final = (1.0, 1.5, 2.2)
+_VALIDATION_SESSIONS: Final = 600
+_VALIDATION_SEGMENTS: Final = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What sessions are made of.
+
+    Attributes:
+        traces: that train.
+        held_out: that validate.
+        titles: of the published setting, each with VMAF or each without.
+        name: names the data.
+    """
+
+    traces: Sequence[Trace]
+    held_out: Sequence[Trace]
+    titles: Sequence[Video]
+    name: str
+
+    @classmethod
+    def read(
+        cls,
+        traces: Path | None,
+        sizes: Path | None,
+        vmaf: Path | None,
+        ladder_kbps: Sequence[float] | None = None,
+        segment_s: float = 4.0,
+        trace_format: Format = "auto",
+    ) -> "Material":
+        """Read folders; what is None is generated.
+
+        Raises:
+            InvalidInput: a file that can't be used.
+            NotFound: a folder that is not there.
+        """
+        if traces is None:
+            families = [family for family in FAMILIES if family.name in {"3g", "broadband"}]
+            given = generate_traces(160, seed=0, families=families)
+        else:
+            given = read_traces(traces, trace_format)
+        titles = generate_videos(24, seed=0) if sizes is None else [_title(sizes, vmaf, ladder_kbps, segment_s)]
+        digest = hashlib.sha256()
+        for trace in given:
+            digest.update(trace.times_s.tobytes() + trace.kbps.tobytes())
+        for title in titles:
+            digest.update(title.rungs_kbps.tobytes() + title.segment_bytes.tobytes())
+        return cls(
+            [trace for place, trace in enumerate(given) if place % HELD_OUT],
+            given[::HELD_OUT],
+            titles,
+            digest.hexdigest()[:16],
+        )  # fmt: skip
+
+    @classmethod
+    def default(cls) -> "Material":
+        """The published traces, sizes and VMAF of `abr/` in PLAYHEAD_DATA, where they lie; else all is generated."""
+        data = Path(os.environ.get("PLAYHEAD_DATA", Path(__file__).parents[3] / "shared" / "data")) / "abr"
+        folders = (data / "train", data / "envivio" / "size", data / "envivio" / "vmaf")
+        return cls.read(*folders) if all(folder.is_dir() for folder in folders) else cls.read(None, None, None)
+
+    def worlds(self, seed: int) -> list[Sessions]:
+        """The sessions of one round."""
+        random = np.random.default_rng(seed)
+        traces = vary(self.traces, _VARIATIONS, random, speed=_SPEED)
+        published = Sessions(traces, self.titles, LINEAR, PENSIEVE_TRAINING, batch=PUBLISHED_SESSIONS, seed=seed)
+        return [published, self._others(random, seed)]
+
+    def _others(self, random: np.random.Generator, seed: int) -> Sessions:
+        families = [family for family in FAMILIES if family.name != HELD_OUT_FAMILY]
+        traces = generate_traces(_GENERATED, seed=int(random.integers(2**31)), families=families)
+        traces += vary(self.traces, _GENERATED // 2, random, speed=_OTHER_SPEED)
+        titles = generate_videos(_GENERATED // 3, seed=int(random.integers(2**31)))
+        titles += [title for title in self.titles if title.vmaf is not None] * 6
+        own = Qoe(
+            "own", -draw(random, (1.0, 12.0)), -random.uniform(0, 1.5), -random.uniform(0, 1.5), 1.0,
+            measure=random.choice(["mbps", "log"]),
+        )  # fmt: skip
+        return Sessions(
+            traces, titles, [LINEAR, PERCEPTUAL, LINEAR, PERCEPTUAL, own], [_draw_settings(random) for _ in range(16)],
+            batch=OTHER_SESSIONS, seed=seed + 1,
+        )  # fmt: skip
+
+    def validation(self) -> Sessions:
+        """Held-out sessions in the published setting, the same each time; at speeds that every rung is the best at."""
+        traces = [_faster(trace, speed) for trace in self.held_out for speed in _VALIDATION_SPEEDS]
+        settings = replace(PENSIEVE_TRAINING, noise=0.0)
+        titles = [
+            replace(title, segment_bytes=title.segment_bytes[:_VALIDATION_SEGMENTS], vmaf=None) for title in self.titles
+        ]
+        return Sessions(traces, titles, LINEAR, settings, batch=_VALIDATION_SESSIONS, seed=1)
+
+
+def _title(sizes: Path, vmaf: Path | None, ladder_kbps: Sequence[float] | None, segment_s: float) -> Video:
+    title = read_video(sizes, vmaf, ladder_kbps, segment_s)
+    fits = len(title.rungs_kbps) == len(ENVIVIO_KBPS) and np.allclose(title.rungs_kbps, ENVIVIO_KBPS, rtol=0.05)
+    return replace(title, rungs_kbps=np.array(ENVIVIO_KBPS)) if ladder_kbps is None and fits else title
+
+
+def _faster(trace: Trace, speed: float) -> Trace:
+    return replace(trace, kbps=trace.kbps * speed)
+
+
+def _draw_settings(random: np.random.Generator) -> Settings:
+    if random.random() < 0.125:
+        return replace(LIVE, live_target_s=draw(random, (3, 20)), random_start=True, noise=0.1)
+    return Settings(
+        max_buffer_s=draw(random, (12, 120)) if random.random() < 0.6 else 60.0,
+        rtt_s=draw(random, (0.01, 0.3)),
+        noise=random.uniform(0, 0.15),
+        first_rung=1 if random.random() < 0.5 else None,
+        random_start=True,
+        startup_weight=None if random.random() < 0.7 else -draw(random, (0.1, 4.0)),
+        sizes_known=bool(random.random() < 0.75),
+        prior_std=0.0 if random.random() < 0.5 else draw(random, (0.2, 1.0)),
+    )
