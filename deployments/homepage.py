@@ -1,8 +1,6 @@
 """A home page in the terminal: asked of the running service over HTTP, shown as rows of titles."""
 
-import json
 import time
-import urllib.error
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +8,8 @@ from typing import Any, Final
 
 from rich.markup import escape
 
-from deployments.network import open_url
-from serve.errors import InvalidInput, PlayheadError, Unavailable
+from deployments.service import ask
 
-_TIMEOUT_S: Final = 10.0
 _SHOWN_ITEMS: Final = 6
 _SETTLING_TRIES: Final = 20
 _SETTLING_S: Final = 0.25
@@ -40,7 +36,7 @@ def some_profile(dataset: Path) -> str | None:
 
 def request_of(url: str, profile_id: str) -> str:
     """The curl command that asks for a page."""
-    return f"curl '{_address(url, profile_id)}'"
+    return f"curl '{url}{_path(profile_id)}'"
 
 
 def fetch(url: str, profile_id: str) -> dict[str, Any]:
@@ -54,19 +50,7 @@ def fetch(url: str, profile_id: str) -> dict[str, Any]:
         InvalidInput: the service refused the request; with its words.
         Unavailable: it does not answer.
     """
-    try:
-        with open_url(_address(url, profile_id), _TIMEOUT_S) as answer:
-            page: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise _refusal(error) from error
-    except (OSError, ValueError) as error:
-        raise Unavailable(
-            field="service",
-            got=f"{url}: {getattr(error, 'reason', error)}",
-            expected="an answer",
-            next_step="Start it with `playhead up`; `playhead status` shows what is up.",
-        ) from error
-    return page
+    return ask(url, _path(profile_id))
 
 
 def fetch_settled(url: str, profile_id: str) -> dict[str, Any]:
@@ -106,20 +90,5 @@ def page_lines(page: dict[str, Any], width: int) -> Iterator[str]:
         yield f"    {escape(line)}"
 
 
-def _refusal(error: urllib.error.HTTPError) -> PlayheadError:
-    """The first thing that a problem document lists; an answer that is none comes from in front of the service."""
-    try:
-        first = json.loads(error.read())["errors"][0]
-        refused = InvalidInput(
-            field=first["field"], got=first["got"], expected=first["expected"], next_step=first["next_step"]
-        )
-        refused.got = first["got"]  # it is quoted already
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return Unavailable(
-            field="service", got=f"status {error.code}", expected="a page", next_step="See `playhead doctor`."
-        )
-    return refused
-
-
-def _address(url: str, profile_id: str) -> str:
-    return f"{url}/v1/home?{urllib.parse.urlencode({'profile_id': profile_id})}"
+def _path(profile_id: str) -> str:
+    return f"/v1/home?{urllib.parse.urlencode({'profile_id': profile_id})}"

@@ -94,14 +94,19 @@ def holder(port: int) -> str:
     return "a process of another user"
 
 
-def open_url(url: str, timeout_s: float) -> Any:
+def open_url(url: str, timeout_s: float, posted: bytes | None = None) -> Any:
     """Ask by HTTP, never through the proxy that the environment may name: this machine's own services are behind none.
+
+    Args:
+        url: what to ask for.
+        timeout_s: the longest wait.
+        posted: body of a POST; None: GET.
 
     Raises:
         urllib.error.HTTPError: the answer is a refusal.
         OSError: there is no answer.
     """
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=timeout_s)
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, posted, timeout=timeout_s)
 
 
 def readiness(url: str, *, timeout_s: float = 2.0) -> str | None:

@@ -163,7 +163,8 @@ def _shown(url: str) -> str:
 
 
 def _show(output: Output, settings: "Settings", state: "StackState", *, detached: bool) -> None:
-    """The phases, then a real profile's page and the request that asks for it."""
+    """The phases, then a real profile's page and a player's next rung, and the requests that ask for them."""
+    from deployments import nextrung  # noqa: PLC0415
     from deployments.homepage import fetch_settled, page_lines, request_of, some_profile  # noqa: PLC0415
 
     profile = some_profile(settings.datasets / state.data)
@@ -176,7 +177,12 @@ def _show(output: Output, settings: "Settings", state: "StackState", *, detached
             output.console.print(line, soft_wrap=True)
         output.console.print()
         output.console.print(f"  [bold]{request_of(state.url, profile)}[/]", soft_wrap=True)
+        decision = nextrung.fetch(state.url)
+        output.console.print()
+        output.console.print(nextrung.decision_line(decision), soft_wrap=True)
+        output.console.print(f"  [bold]{nextrung.request_of(state.url)}[/]", soft_wrap=True)
         answer["profile_id"], answer["rows"] = profile, len(page["rows"])
+        answer["bitrate_kbps"], answer["versions"] = decision["bitrate_kbps"], page["versions"] | decision["versions"]
     end = "`playhead down` ends it" if detached else "Ctrl-C ends it"
     output.console.print(f"  up in {total:.1f} s at {state.url}  ·  docs at {state.url}/docs  ·  {end}", soft_wrap=True)
     output.answer(answer)

@@ -1,0 +1,53 @@
+"""Questions to the running service over HTTP, with its refusals in its own words."""
+
+import json
+import urllib.error
+from typing import Any, Final
+
+from deployments.network import open_url
+from serve.errors import InvalidInput, PlayheadError, Unavailable
+
+_TIMEOUT_S: Final = 10.0
+
+
+def ask(url: str, path: str, body: object = None) -> dict[str, Any]:
+    """Ask for something.
+
+    Args:
+        url: the service.
+        path: what to ask for, with its query.
+        body: posted as JSON; None: nothing is posted.
+
+    Raises:
+        InvalidInput: the service refused the request; with its words.
+        Unavailable: it does not answer.
+    """
+    posted = None if body is None else json.dumps(body).encode()
+    try:
+        with open_url(url + path, _TIMEOUT_S, posted) as answer:
+            found: dict[str, Any] = json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise _refusal(error) from error
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            field="service",
+            got=f"{url}: {getattr(error, 'reason', error)}",
+            expected="an answer",
+            next_step="Start it with `playhead up`; `playhead status` shows what is up.",
+        ) from error
+    return found
+
+
+def _refusal(error: urllib.error.HTTPError) -> PlayheadError:
+    """The first thing that a problem document lists; an answer that is none comes from in front of the service."""
+    try:
+        first = json.loads(error.read())["errors"][0]
+        refused = InvalidInput(
+            field=first["field"], got=first["got"], expected=first["expected"], next_step=first["next_step"]
+        )
+        refused.got = first["got"]  # it is quoted already
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return Unavailable(
+            field="service", got=f"status {error.code}", expected="an answer", next_step="See `playhead doctor`."
+        )
+    return refused
