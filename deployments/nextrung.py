@@ -43,7 +43,7 @@ def decision_line(decision: dict[str, Any]) -> str:
     degraded = f"  [yellow]degraded: {escape(', '.join(decision['degraded']))}[/]" if decision["degraded"] else ""
     throughput_kbps = decision["throughput_kbps"]["p50"]
     return (
-        f"  [bold]Next rung of a player with {SESSION['buffer_s']} s of buffer[/]  [dim]{escape(versions)}[/]{degraded}\n"
+        f"  [bold]Next rung with {SESSION['buffer_s']} s of buffer[/]  [dim]{escape(versions)}[/]{degraded}\n"
         f"    {decision['bitrate_kbps']:g} kbit/s  ·  median throughput expected {throughput_kbps:,.0f} kbit/s"
         f"  ·  stalls with probability {decision['rebuffer_probability']:.3f}"
     )
