@@ -269,7 +269,9 @@ class SequenceEncoder(nn.Module):
         """What the places hold by member, each (B, T + 1, d / members), and the places' times, int64 (B, T + 1)."""
         stamps = torch.cat([times[:, :1], times], dim=1)  # the start token is as old as the first visit
         gaps = time_basis(times - stamps[:, :-1]) if self.config.timed else None
-        bits = ((actions.unsqueeze(-1) >> torch.arange(ACTION_BITS)) & 1).to(table.dtype)
+        # Divisions, not shifts: TensorRT and ONNX know none.
+        places = 2 ** torch.arange(ACTION_BITS)
+        bits = (torch.div(actions.unsqueeze(-1), places, rounding_mode="floor") % 2).to(table.dtype)
         vectors = F.embedding(titles, table).chunk(self.config.members, dim=-1)
         return [m.embedded(own, bits, gaps) for m, own in zip(self._members(), vectors, strict=True)], stamps
 

@@ -8,6 +8,7 @@ from serve.artifacts import Artifact
 from serve.engines.openvino import OpenVinoEngine
 from serve.engines.torch import TorchEngine
 from tests.contracts.policy_contract import PolicyContract
+from tests.contracts.tensorrt_build import build_engine
 from training.bitrate.export import GRAPH, LARGEST_BATCH, example_observations, export_bitrate
 from training.bitrate.model import BitratePolicy
 
@@ -37,3 +38,8 @@ def test_openvino_decides_as_torch(exported: Artifact, batch: int) -> None:
     expected = TorchEngine.load(exported, GRAPH)(seen)
     for name, array in OpenVinoEngine.load(exported, GRAPH)(seen).items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_tensorrt_compiles_it_for_every_batch(exported: Artifact) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    assert build_engine(exported, GRAPH)

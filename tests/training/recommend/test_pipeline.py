@@ -16,6 +16,7 @@ from features.sequences import encoder_inputs, visits
 from features.titles import Title, content_features
 from serve.engines.openvino import OpenVinoEngine
 from serve.errors import InvalidInput
+from tests.contracts.tensorrt_build import build_engine
 from tests.training.recommend import audience
 from training.datasets.dataset import write_dataset
 from training.recommend.export import export_graphs
@@ -174,3 +175,9 @@ def test_the_same_run_makes_the_same_version(trained):
 def test_too_little_data_is_refused(events):
     with pytest.raises(InvalidInput, match="three titles"):
         train(events.head(3), audience.titles())
+
+
+@pytest.mark.parametrize("graph", ["titles", "encoder", "ranker"])
+def test_tensorrt_compiles_the_graphs_for_all_their_sizes(artifact, graph):
+    pytest.importorskip("tensorrt_rtx_bindings")
+    assert build_engine(artifact, graph)
