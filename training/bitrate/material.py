@@ -16,7 +16,7 @@ import numpy as np
 
 from training.bitrate.comparison import ENVIVIO_KBPS
 from training.bitrate.qoe import LINEAR, PERCEPTUAL, Qoe
-from training.bitrate.simulator import LIVE, PENSIEVE_TRAINING, Sessions, Settings
+from training.bitrate.simulator import LIVE, PENSIEVE, PENSIEVE_TRAINING, Sessions, Settings
 from training.bitrate.synthetic import FAMILIES, generate_traces, generate_videos
 from training.bitrate.traces import Format, Trace, read_traces
 from training.bitrate.variations import draw, vary
@@ -38,7 +38,7 @@ _VARIATIONS: Final = 160
 
 _SPEED: Final = (0.8, 1.25)
 _OTHER_SPEED: Final = (0.7, 8.0)
-_VALIDATION_SPEEDS: Final = (1.0, 1.5, 2.2)
+_SPARE: Final = 1.1
 _VALIDATION_SESSIONS: Final = 600
 _VALIDATION_SEGMENTS: Final = 48
 
@@ -103,7 +103,7 @@ class Material:
     def worlds(self, seed: int) -> list[Sessions]:
         """The sessions of one round."""
         random = np.random.default_rng(seed)
-        traces = vary(self.traces, _VARIATIONS, random, speed=_SPEED)
+        traces = _playable(vary(self.traces, _VARIATIONS, random, speed=_SPEED), self.titles)
         published = Sessions(traces, self.titles, LINEAR, PENSIEVE_TRAINING, batch=PUBLISHED_SESSIONS, seed=seed)
         return [published, self._others(random, seed)]
 
@@ -123,23 +123,24 @@ class Material:
         )  # fmt: skip
 
     def validation(self) -> Sessions:
-        """Held-out sessions in the published setting, the same each time; at speeds that every rung is the best at."""
-        traces = [_faster(trace, speed) for trace in self.held_out for speed in _VALIDATION_SPEEDS]
-        settings = replace(PENSIEVE_TRAINING, noise=0.0)
+        """Sessions over variations of the held-out traces in the published setting, the same each time."""
         titles = [
             replace(title, segment_bytes=title.segment_bytes[:_VALIDATION_SEGMENTS], vmaf=None) for title in self.titles
         ]
-        return Sessions(traces, titles, LINEAR, settings, batch=_VALIDATION_SESSIONS, seed=1)
+        traces = _playable(vary(self.held_out, _VALIDATION_SESSIONS, np.random.default_rng(1), speed=_SPEED), titles)
+        return Sessions(traces, titles, LINEAR, PENSIEVE)
+
+
+def _playable(traces: Sequence[Trace], titles: Sequence[Video]) -> list[Trace]:
+    """The traces that carry the lowest rung of each title; all, where none does. Others stall whatever is done."""
+    least_kbps = _SPARE * max(float(title.rungs_kbps[0]) for title in titles)
+    return [trace for trace in traces if trace.mean_kbps >= least_kbps] or list(traces)
 
 
 def _title(sizes: Path, vmaf: Path | None, ladder_kbps: Sequence[float] | None, segment_s: float) -> Video:
     title = read_video(sizes, vmaf, ladder_kbps, segment_s)
     fits = len(title.rungs_kbps) == len(ENVIVIO_KBPS) and np.allclose(title.rungs_kbps, ENVIVIO_KBPS, rtol=0.05)
     return replace(title, rungs_kbps=np.array(ENVIVIO_KBPS)) if ladder_kbps is None and fits else title
-
-
-def _faster(trace: Trace, speed: float) -> Trace:
-    return replace(trace, kbps=trace.kbps * speed)
 
 
 def _draw_settings(random: np.random.Generator) -> Settings:

@@ -8,6 +8,7 @@ import torch
 
 from serve.artifacts import Artifact
 from serve.bitrate.observations import Observations
+from training.bitrate.critic import Scale
 from training.bitrate.evaluate import play
 from training.bitrate.export import export_bitrate
 from training.bitrate.material import Material
@@ -38,8 +39,8 @@ class Greedy:
 
 
 def mean_qoe(policy: Policy, sessions: Sessions) -> float:
-    """Mean over sessions of the QoE per segment, as `playhead eval bitrate` counts it."""
-    return float(play(policy, sessions).values.mean())
+    """Mean over sessions of the QoE per segment, each in the range of its title's quality."""
+    return float((play(policy, sessions).values / Scale(sessions).unit).mean())
 
 
 def train_bitrate(

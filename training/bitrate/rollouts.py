@@ -24,6 +24,9 @@ from training.bitrate.simulator import Sessions
 THINKABLE: Final = 0.01
 """A rung of less than this probability is not tried out."""
 
+OWN_SCALE: Final = 0.25
+"""How far a session's advantages are measured in their own size: 1 wholly, 0 in that of the usual session."""
+
 _LEAST_SPREAD: Final = 0.01
 
 
@@ -82,8 +85,9 @@ def play(
 ) -> Decisions:
     """Play segments of each session, with rungs drawn by the policy.
 
-    Gains and `later` are divided by the size of advantages in their own session: sessions that stall whatever is done
-    would drown all others, as their rewards differ by hundreds of times as much.
+    Gains and `later` are divided by the size of advantages in the usual session, and a little by that in their own:
+    sessions that stall whatever is done would drown all others, as their rewards differ by hundreds of times as much;
+    but measured in its own size alone, a rare long stall would count for little more than a change of rung.
 
     Args:
         policy: what decides.
@@ -120,7 +124,8 @@ def play(
     advantages = torch.stack(_advantages(rewards, values, ends, discount, trace))  # (T, B)
     later = torch.zeros_like(advantages)
     later[:-1] = advantages[1:] * (1 - torch.stack(ends[:-1])) * discount * trace
-    spread = advantages.square().mean(0).sqrt() + _LEAST_SPREAD  # (B,)
+    own = advantages.square().mean(0).sqrt() + _LEAST_SPREAD  # (B,)
+    spread = own**OWN_SCALE * own.median() ** (1 - OWN_SCALE)
     flat = Decisions(
         features=Features(*(torch.cat(parts) for parts in zip(*(row[0] for row in kept), strict=True))),
         future=torch.cat([row[1] for row in kept]), rungs=torch.cat([row[2] for row in kept]),

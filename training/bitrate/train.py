@@ -6,9 +6,10 @@ that was killed and resumed ends where an unbroken one does. What a round is mad
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +25,8 @@ from training.bitrate.rollouts import Decisions, play, tensors
 from training.bitrate.simulator import Sessions
 from training.recommend.progress import ProgressReport, silent
 
-RARE: Final = 6.0
-"""An advantage counts for at most this many times the usual size: a long stall is no more than very bad."""
+RARE: Final = 30.0
+"""An advantage counts for at most this many times the usual size."""
 
 ENTROPY_LEFT: Final = 0.3
 """Share of the entropy's weight that is left at the end. With none the policy settles on habits of the given traces."""
@@ -48,6 +49,7 @@ class FitSettings:
         entropy: weight of the entropy at the start; it falls to ENTROPY_LEFT of it.
         averaging: decay of the moving average of weights that is kept.
         checkpoint_rounds: rounds between two states on disk.
+        validation_rounds: rounds between two looks at the validation figure.
     """
 
     rounds: int = 300
@@ -59,9 +61,10 @@ class FitSettings:
     discount: float = 0.98
     trace: float = 0.8
     clip: float = 0.2
-    entropy: float = 0.03
+    entropy: float = 0.01
     averaging: float = 0.998
     checkpoint_rounds: int = 10
+    validation_rounds: int = 20
 
 
 Worlds = Callable[[int], Sequence[Sessions]]
@@ -80,7 +83,10 @@ def fit(
     budget_s: float | None = None,
     validate: Callable[[BitratePolicy], float] | None = None,
 ) -> int:
-    """Fit a policy in place; it ends with the averaged weights, in evaluation mode.
+    """Fit a policy in place; it ends in evaluation mode with the averaged weights of the best validation figure.
+
+    After some millions of decisions a policy gets worse on networks that it was not trained on, so the last one is
+    seldom the best.
 
     Args:
         policy: what to fit.
@@ -92,10 +98,10 @@ def fit(
         identity: names the data.
         budget_s: wall time after which learning rate and entropy have fallen and the fit ends; None: `rounds` rounds.
             A run that it ends is not repeatable on another machine.
-        validate: a figure to show now and then.
+        validate: a figure of how good a policy is, higher is better; None: the last averaged weights are taken.
 
     Returns:
-        rounds played.
+        Rounds played until the weights that were taken.
     """
     run = _Run(policy, worlds, settings, seed)
     identity = _identity(policy, settings, seed, identity)
@@ -104,7 +110,7 @@ def fit(
     while run.predicted < settings.predictor_rounds:
         loss = run.predict()
         progress("throughput", run.predicted, settings.predictor_rounds, f"pinball {loss:.4f}")
-    started, first = time.monotonic(), run.played
+    started = time.monotonic()
     note = ""
     while run.played < settings.rounds:
         done = run.played / settings.rounds
@@ -113,19 +119,16 @@ def fit(
         if done >= 1:
             break
         run.improve(done)
-        if run.played % settings.checkpoint_rounds == 0:
-            if checkpoint is not None:
-                run.store(checkpoint, identity)
-            if validate is not None:
-                kept = _copy(policy)
-                policy.load_state_dict(run.average)
-                note = f"validation {validate(policy):.4f}"
-                policy.load_state_dict(kept)
+        if validate is not None and run.played % settings.validation_rounds == 0:
+            note = f"validation {run.judge(validate):.4f}, best {run.best:.4f}"
+        if checkpoint is not None and run.played % settings.checkpoint_rounds == 0:
+            run.store(checkpoint, identity)
         progress("policy", round(done * 1000), 1000, f"round {run.played}  reward {run.reward:.4f}  {note}")
-    del first
-    policy.load_state_dict(run.average)
+    if validate is not None and run.played != run.judged:
+        run.judge(validate)
+    policy.load_state_dict(run.average if validate is None else run.kept)
     policy.eval()
-    return run.played
+    return run.played if validate is None else run.kept_round
 
 
 class _Run:
@@ -142,6 +145,7 @@ class _Run:
         self.average = _copy(policy)
         self.predicted = self.played = self.updates = 0
         self.reward = 0.0
+        self.best, self.kept, self.kept_round, self.judged = -math.inf, self.average, 0, -1
 
     def _random(self, stage: str, number: int) -> tuple[int, torch.Generator]:
         code = int.from_bytes(hashlib.sha256(f"{self.seed}/{stage}/{number}".encode()).digest()[:6], "big")
@@ -208,6 +212,17 @@ class _Run:
                 self._update([batch.take(order[part]) for batch, order in zip(rounds, orders, strict=True)], entropy)
         self.played += 1
 
+    def judge(self, validate: Callable[[BitratePolicy], float]) -> float:
+        """The figure of the averaged weights, which are kept if none was better."""
+        now = _copy(self.policy)
+        self.policy.load_state_dict(self.average)
+        figure = validate(self.policy)
+        self.policy.load_state_dict(now)
+        self.judged = self.played
+        if figure > self.best:
+            self.best, self.kept, self.kept_round = figure, _copy_of(self.average), self.played
+        return figure
+
     def _update(self, batches: Sequence[Decisions], entropy: float) -> None:
         total = sum(map(len, batches))
         self.optimizer.zero_grad()
@@ -243,7 +258,8 @@ class _Run:
             "identity": identity, "policy": self.policy.state_dict(), "critic": self.critic.state_dict(),
             "average": self.average, "optimizer": self.optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(), "predicted": self.predicted, "played": self.played,
-            "updates": self.updates,
+            "updates": self.updates, "best": self.best, "kept": self.kept, "kept_round": self.kept_round,
+            "judged": self.judged,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -263,11 +279,16 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.average = state["average"]
-        self.predicted, self.played, self.updates = state["predicted"], state["played"], state["updates"]
+        for name in ("predicted", "played", "updates", "best", "kept", "kept_round", "judged"):
+            setattr(self, name, state[name])
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return _copy_of(module.state_dict())
+
+
+def _copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _identity(policy: BitratePolicy, settings: FitSettings, seed: int, data: str) -> str:

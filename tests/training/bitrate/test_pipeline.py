@@ -17,7 +17,7 @@ from training.bitrate.traces import Trace
 from training.bitrate.train import FitSettings
 from training.bitrate.variations import vary
 
-TINY = FitSettings(rounds=1, predictor_rounds=1, steps=4, parts=1)
+TINY = FitSettings(rounds=2, predictor_rounds=1, steps=4, parts=1)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,23 @@ def test_worlds_are_made_of_their_seed_and_of_nothing_held_out(material: Materia
     assert not any(name.startswith(HELD_OUT_FAMILY) for name in used)
     assert {trace.name for trace in material.held_out}.isdisjoint(trace.name for trace in material.traces)
     assert len(material.held_out) == pytest.approx(len(material.traces) / 7, abs=1)
+
+
+def test_validation_is_the_same_each_time_and_of_held_out_traces_alone(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    varied: list[Trace] = []
+
+    def keep(traces: Sequence[Trace], *given: Any, **named: Any) -> list[Trace]:
+        varied.extend(traces)
+        return vary(traces, *given, **named)
+
+    monkeypatch.setattr(material_module, "vary", keep)
+    first, again = material.validation(), material.validation()
+    assert first.state.tobytes() == again.state.tobytes()
+    assert {trace.name for trace in varied} == {trace.name for trace in material.held_out}
+    lowest = max(title.rungs_kbps[0] for title in material.titles)
+    assert min(trace.mean_kbps for trace in first.traces) > lowest
 
 
 def test_only_traces_that_train_are_varied(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """The fit: a seed is a policy, a killed run ends where an unbroken one does, and a little of it helps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from training.bitrate.simulator import Sessions
 from training.bitrate.synthetic import FAMILIES, generate_traces
 from training.bitrate.train import FitSettings, fit
 
-SHORT = FitSettings(rounds=4, predictor_rounds=2, steps=8, parts=2, checkpoint_rounds=1)
+SHORT = FitSettings(rounds=4, predictor_rounds=2, steps=8, parts=2, checkpoint_rounds=1, validation_rounds=1)
 
 
 def worlds(seed: int) -> Sequence[Sessions]:
@@ -42,21 +42,43 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    rounds = []
+def first_weight(policy: BitratePolicy) -> float:
+    return float(weights(policy)[0])
+
+
+@pytest.mark.parametrize("validate", [None, first_weight])
+def test_a_killed_run_ends_where_an_unbroken_one_does(
+    tmp_path: Path, validate: Callable[[BitratePolicy], float] | None
+) -> None:
+    rounds: list[str] = []
 
     def kill(stage: str, done: int, total: int, note: str = "") -> None:
         if stage == "policy" and len(rounds) == 1:
             raise Killed
         rounds.extend([note] if stage == "policy" else [])
 
-    whole = fitted()
+    whole = fitted(validate=validate)
     with pytest.raises(Killed):
-        fitted(checkpoint=tmp_path / "run.pt", progress=kill)
-    played = []
-    resumed = fitted(checkpoint=tmp_path / "run.pt", progress=lambda stage, *_: played.append(stage))
+        fitted(checkpoint=tmp_path / "run.pt", progress=kill, validate=validate)
+    played: list[str] = []
+    resumed = fitted(checkpoint=tmp_path / "run.pt", progress=lambda stage, *_: played.append(stage), validate=validate)
     assert torch.equal(resumed, whole)
     assert played == ["policy"] * 2
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(-1, 1), (1, 4)])
+def test_the_weights_of_the_best_figure_are_taken(sign: int, expected: int) -> None:
+    seen: list[torch.Tensor] = []
+
+    def validate(policy: BitratePolicy) -> float:
+        seen.append(weights(policy))
+        return float(sign * len(seen))
+
+    torch.manual_seed(0)
+    policy = BitratePolicy()
+    assert fit(policy, worlds, SHORT, seed=0, validate=validate) == expected
+    assert len(seen) == SHORT.rounds
+    assert torch.equal(weights(policy), seen[expected - 1])
 
 
 def test_a_state_of_another_run_or_a_damaged_one_is_left_alone(tmp_path: Path) -> None:
@@ -82,7 +104,8 @@ def test_a_little_training_is_better_than_none() -> None:
 
     torch.manual_seed(0)
     policy = BitratePolicy()
-    before = mean_qoe(Greedy(policy), world(99, 256)[0])
+    sessions = [world(99, 256)[0] for _ in range(2)]
+    before = mean_qoe(Greedy(policy), sessions[0])
     fit(policy, world, FitSettings(rounds=10, predictor_rounds=4, steps=24, parts=4), seed=0)
-    after = mean_qoe(Greedy(policy), world(99, 256)[0])
+    after = mean_qoe(Greedy(policy), sessions[1])
     assert after > before + 0.05
