@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import torch
 
 from serve.arguments import Arguments
 from tests.browser.edge import NGINX, Nginx, running_nginx
@@ -18,7 +19,9 @@ from tests.browser.playhead import PlayheadServer
 from tests.browser.title import Title, make_title
 from tests.conftest import ValkeyProcess
 from tests.serve.conftest import make_title as make_catalogue_title
-from tests.serve.gateway.conftest import write_titles
+from tests.serve.gateway.conftest import install_model, write_titles
+from training.bitrate.export import NAME, export_bitrate
+from training.bitrate.model import BitratePolicy
 
 HERE: Final = Path(__file__).parent
 PLAYERS: Final = HERE.parents[1] / "deployments" / "players"
@@ -66,9 +69,14 @@ def root(_needs_nginx: None, tmp_path_factory: pytest.TempPathFactory, title: Ti
 
 @pytest.fixture(scope="module")
 def playhead(_shared_valkey: ValkeyProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlayheadServer]:
-    """A running Playhead."""
+    """A running Playhead with the real policy graph, not trained: it plans by what its planner makes of the network."""
     home = tmp_path_factory.mktemp("home")
     write_titles(home, [make_catalogue_title(number) for number in range(1, 4)])
+    torch.manual_seed(0)
+    policy = export_bitrate(
+        tmp_path_factory.mktemp("policy"), BitratePolicy(), metrics={}, report={}, data_snapshot="none", seed=0
+    )
+    install_model(home, policy.path, NAME)
     server = PlayheadServer(Arguments(dataset="small", home=home, redis_url=_shared_valkey.url))
     server.start()
     yield server

@@ -98,6 +98,6 @@ def test_nobody_there_and_nobody_answering() -> None:
 
 
 def test_playhead_s_own_answers_are_understood(playhead: PlayheadServer) -> None:
-    outcome = decide(playhead.port, followDegraded=True)
+    outcome = decide(playhead.port)
     assert outcome["choice"] in {"a", "b", "c", "d", "e"}
     assert outcome["counts"]["followed"] == 1

@@ -12,7 +12,6 @@ from tests.browser.playhead import PlayheadServer
 SEGMENTS = 13
 STOP_AFTER = 7
 NETWORK_KBPS = 2500
-FOLLOW = "&rule&degraded"
 
 
 def wait_for(met: Callable[[], bool], within_s: float) -> None:
@@ -33,7 +32,7 @@ def test_a_player_fetches_what_playhead_says_and_plays_on_without_it(
 
     try:
         seen = browser.view(
-            f"{edge.url}/page/{player}.html?title=title&segments={SEGMENTS}&session=s-{player}{FOLLOW}",
+            f"{edge.url}/page/{player}.html?title=title&segments={SEGMENTS}&session=s-{player}&rule",
             kbps=NETWORK_KBPS,
             meanwhile=stop_midway,
         )
@@ -49,6 +48,7 @@ def test_a_player_fetches_what_playhead_says_and_plays_on_without_it(
     assert len(answered) + len(gone) == len(asked)
     assert len(gone) >= 2, "Playhead was not asked after it had gone"
 
+    assert all(answer["degraded"] == [] for answer in seen.answers), seen  # the policy decided, not the simple rule
     followed = obeyed(fetches, seen)
     assert followed >= STOP_AFTER - 3, seen
     assert seen.decisions["followed"] >= followed
