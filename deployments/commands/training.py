@@ -51,6 +51,9 @@ def bitrate(
     sizes: Annotated[Path | None, typer.Option(help="Folder of segment sizes: video_size_0, ... in bytes.")] = None,
     vmaf: Annotated[Path | None, typer.Option(help="Folder of the same segments' VMAF: video1, ...")] = None,
     segment_s: Annotated[float, typer.Option(help="Length of a segment.")] = 4.0,
+    without: Annotated[
+        str, typer.Option(help="Families of generated traces that are held out: 3g, 4g, 5g, broadband, wifi.")
+    ] = "wifi",
     rounds: Annotated[
         int | None, typer.Option(min=0, max=1_000_000, help="Of reinforcement, 1 to 3 s each; else 300.")
     ] = None,
@@ -74,10 +77,13 @@ def bitrate(
         if trace_format not in get_args(Format):
             expected = ", ".join(get_args(Format))
             raise InvalidInput(field="--format", got=trace_format, expected=expected, next_step="Correct --format.")
+        held_out = [name for name in without.replace(",", " ").split() if name]
         if traces is None and sizes is None and vmaf is None:
-            material = Material.default()
+            material = Material.default(held_out)
         else:
-            material = Material.read(traces, sizes, vmaf, segment_s=segment_s, trace_format=trace_format)  # type: ignore[arg-type]
+            material = Material.read(
+                traces, sizes, vmaf, segment_s=segment_s, trace_format=trace_format, without=held_out  # type: ignore[arg-type]
+            )  # fmt: skip
         with reporting(output) as reporter:
             artifact = train_bitrate_policy(
                 material, settings, reporter, seed=seed, rounds=rounds, minutes=minutes, resume=resume

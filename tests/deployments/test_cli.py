@@ -33,7 +33,7 @@ OPTIONS = {
     ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
     ("train", "bitrate"): {
         *("--traces", "--format", "--sizes", "--vmaf", "--segment-s", "--rounds", "--minutes", "--seed", "--resume"),
-        "--json",
+        *("--without", "--json"),
     },
     ("eval", "bitrate"): {
         *("--traces", "--format", "--family", "--count", "--seed", "--sizes", "--vmaf", "--ladder-kbps", "--segment-s"),

@@ -2,7 +2,7 @@
 
 A round plays two batches. One is the published setting: variations of the given traces, and the given title with the
 linear QoE. The other is everything else: generated networks, titles of 2 to 12 rungs, QoEs, buffer caps, live sessions.
-Traces of HELD_OUT_FAMILY are in neither, nor is each HELD_OUT-th given trace.
+Families that are held out are in neither, nor is each HELD_OUT-th given trace.
 """
 
 import hashlib
@@ -14,10 +14,11 @@ from typing import Final
 
 import numpy as np
 
+from serve.errors import InvalidInput
 from training.bitrate.comparison import ENVIVIO_KBPS
 from training.bitrate.qoe import LINEAR, PERCEPTUAL, Qoe
 from training.bitrate.simulator import LIVE, PENSIEVE, PENSIEVE_TRAINING, Sessions, Settings
-from training.bitrate.synthetic import FAMILIES, generate_traces, generate_videos
+from training.bitrate.synthetic import FAMILIES, Family, generate_traces, generate_videos
 from training.bitrate.traces import Format, Trace, read_traces
 from training.bitrate.variations import draw, vary
 from training.bitrate.video import Video, read_video
@@ -25,8 +26,8 @@ from training.bitrate.video import Video, read_video
 HELD_OUT: Final = 8
 """One in so many given traces validates and never trains."""
 
-HELD_OUT_FAMILY: Final = "wifi"
-"""Generated traces of this family never train: they show how the policy does on networks of another kind."""
+HELD_OUT_FAMILIES: Final = ("wifi",)
+"""Generated traces of these families do not train: they show how the policy does on networks of another kind."""
 
 PUBLISHED_SESSIONS: Final = 512
 OTHER_SESSIONS: Final = 256
@@ -52,12 +53,14 @@ class Material:
         held_out: that validate.
         titles: of the published setting, each with VMAF or each without.
         name: names the data.
+        without: families of generated traces that are held out.
     """
 
     traces: Sequence[Trace]
     held_out: Sequence[Trace]
     titles: Sequence[Video]
     name: str
+    without: Sequence[str] = HELD_OUT_FAMILIES
 
     @classmethod
     def read(
@@ -68,16 +71,18 @@ class Material:
         ladder_kbps: Sequence[float] | None = None,
         segment_s: float = 4.0,
         trace_format: Format = "auto",
+        without: Sequence[str] = HELD_OUT_FAMILIES,
     ) -> "Material":
         """Read folders; what is None is generated.
 
         Raises:
-            InvalidInput: a file that can't be used.
+            InvalidInput: a file that can't be used, or families held out that are not there or leave none.
             NotFound: a folder that is not there.
         """
+        left = _families(without)
         if traces is None:
-            families = [family for family in FAMILIES if family.name in {"3g", "broadband"}]
-            given = generate_traces(160, seed=0, families=families)
+            slow = [family for family in left if family.name in {"3g", "broadband"}]
+            given = generate_traces(160, seed=0, families=slow or left)
         else:
             given = read_traces(traces, trace_format)
         titles = generate_videos(24, seed=0) if sizes is None else [_title(sizes, vmaf, ladder_kbps, segment_s)]
@@ -86,19 +91,22 @@ class Material:
             digest.update(trace.times_s.tobytes() + trace.kbps.tobytes())
         for title in titles:
             digest.update(title.rungs_kbps.tobytes() + title.segment_bytes.tobytes())
+        digest.update(" ".join(sorted(without)).encode())
         return cls(
             [trace for place, trace in enumerate(given) if place % HELD_OUT],
             given[::HELD_OUT],
             titles,
             digest.hexdigest()[:16],
+            without,
         )  # fmt: skip
 
     @classmethod
-    def default(cls) -> "Material":
+    def default(cls, without: Sequence[str] = HELD_OUT_FAMILIES) -> "Material":
         """The published traces, sizes and VMAF of `abr/` in PLAYHEAD_DATA, where they lie; else all is generated."""
         data = Path(os.environ.get("PLAYHEAD_DATA", Path(__file__).parents[3] / "shared" / "data")) / "abr"
         folders = (data / "train", data / "envivio" / "size", data / "envivio" / "vmaf")
-        return cls.read(*folders) if all(folder.is_dir() for folder in folders) else cls.read(None, None, None)
+        traces, sizes, vmaf = folders if all(folder.is_dir() for folder in folders) else (None, None, None)
+        return cls.read(traces, sizes, vmaf, without=without)
 
     def worlds(self, seed: int) -> list[Sessions]:
         """The sessions of one round."""
@@ -108,8 +116,7 @@ class Material:
         return [published, self._others(random, seed)]
 
     def _others(self, random: np.random.Generator, seed: int) -> Sessions:
-        families = [family for family in FAMILIES if family.name != HELD_OUT_FAMILY]
-        traces = generate_traces(_GENERATED, seed=int(random.integers(2**31)), families=families)
+        traces = generate_traces(_GENERATED, seed=int(random.integers(2**31)), families=_families(self.without))
         traces += vary(self.traces, _GENERATED // 2, random, speed=_OTHER_SPEED)
         titles = generate_videos(_GENERATED // 3, seed=int(random.integers(2**31)))
         titles += [title for title in self.titles if title.vmaf is not None] * 6
@@ -129,6 +136,21 @@ class Material:
         ]
         traces = _playable(vary(self.held_out, _VALIDATION_SESSIONS, np.random.default_rng(1), speed=_SPEED), titles)
         return Sessions(traces, titles, LINEAR, PENSIEVE)
+
+
+def _families(without: Sequence[str]) -> list[Family]:
+    """The families that are left.
+
+    Raises:
+        InvalidInput: one is unknown, or none is left.
+    """
+    names = [family.name for family in FAMILIES]
+    if not set(without) < set(names):
+        raise InvalidInput(
+            field="without", got=", ".join(without), expected=f"some, not all of {', '.join(names)}",
+            next_step="Correct --without.",
+        )  # fmt: skip
+    return [family for family in FAMILIES if family.name not in without]
 
 
 def _playable(traces: Sequence[Trace], titles: Sequence[Video]) -> list[Trace]:

@@ -322,7 +322,7 @@ class BitratePolicy(nn.Module):
         width: of the hidden layers.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 128) -> None:
         super().__init__()
         self.width = width
         self.predictor = Predictor()

@@ -24,7 +24,7 @@ from training.bitrate.simulator import Sessions
 THINKABLE: Final = 0.01
 """A rung of less than this probability is not tried out."""
 
-OWN_SCALE: Final = 0.25
+OWN_SCALE: Final = 0.5
 """How far a session's advantages are measured in their own size: 1 wholly, 0 in that of the usual session."""
 
 _LEAST_SPREAD: Final = 0.01
@@ -125,7 +125,7 @@ def play(
     later = torch.zeros_like(advantages)
     later[:-1] = advantages[1:] * (1 - torch.stack(ends[:-1])) * discount * trace
     own = advantages.square().mean(0).sqrt() + _LEAST_SPREAD  # (B,)
-    spread = own**OWN_SCALE * own.median() ** (1 - OWN_SCALE)
+    spread = own**OWN_SCALE * own.mean() ** (1 - OWN_SCALE)
     flat = Decisions(
         features=Features(*(torch.cat(parts) for parts in zip(*(row[0] for row in kept), strict=True))),
         future=torch.cat([row[1] for row in kept]), rungs=torch.cat([row[2] for row in kept]),

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from serve.engines import load_engine
+from serve.errors import InvalidInput
 from training.bitrate import material as material_module
 from training.bitrate.evaluate import ModelPolicy, play
 from training.bitrate.export import GRAPH
-from training.bitrate.material import HELD_OUT_FAMILY, Material
+from training.bitrate.material import HELD_OUT_FAMILIES, Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.traces import Trace
 from training.bitrate.train import FitSettings
@@ -31,7 +32,7 @@ def test_worlds_are_made_of_their_seed_and_of_nothing_held_out(material: Materia
         assert one.state.tobytes() == same.state.tobytes()  # it holds NaN
         assert one.state.tobytes() != different.state.tobytes()
     used = {trace.name for sessions in first for trace in sessions.traces}
-    assert not any(name.startswith(HELD_OUT_FAMILY) for name in used)
+    assert not any(name.startswith(HELD_OUT_FAMILIES) for name in used)
     assert {trace.name for trace in material.held_out}.isdisjoint(trace.name for trace in material.traces)
     assert len(material.held_out) == pytest.approx(len(material.traces) / 7, abs=1)
 
@@ -51,6 +52,16 @@ def test_validation_is_the_same_each_time_and_of_held_out_traces_alone(
     assert {trace.name for trace in varied} == {trace.name for trace in material.held_out}
     lowest = max(title.rungs_kbps[0] for title in material.titles)
     assert min(trace.mean_kbps for trace in first.traces) > lowest
+
+
+def test_more_families_can_be_held_out() -> None:
+    one = Material.read(None, None, None, without=["wifi", "4g", "5g"])
+    used = {trace.name.partition("-")[0] for trace in one.worlds(1)[1].traces}
+    assert used == {"3g", "broadband", "variation"}
+    assert one.name != Material.read(None, None, None).name
+    for wrong in (["6g"], ["3g", "4g", "5g", "broadband", "wifi"]):
+        with pytest.raises(InvalidInput, match="without"):
+            Material.read(None, None, None, without=wrong)
 
 
 def test_only_traces_that_train_are_varied(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
