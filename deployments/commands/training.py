@@ -55,7 +55,7 @@ def bitrate(
         str, typer.Option(help="Families of generated traces that are held out: 3g, 4g, 5g, broadband, wifi.")
     ] = "wifi",
     rounds: Annotated[
-        int | None, typer.Option(min=0, max=1_000_000, help="Of reinforcement, 1 to 3 s each; else 300.")
+        int | None, typer.Option(min=0, max=1_000_000, help="Of reinforcement, 2 to 3 s each; else 240.")
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="The most that reinforcement takes; such a run can't be repeated.")

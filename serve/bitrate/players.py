@@ -7,9 +7,8 @@ for by its newest sample.
 Units: time s, bitrate and throughput kbit/s (CMCD's own are ms and kbit/s).
 """
 
-import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,13 +25,7 @@ _PLAYERS: Final = 20_000
 _STEP: Final = 1.6
 """From rung to rung of a ladder of which only the top is known; usual ladders have 1.5 to 2."""
 
-_NEAR: Final = 0.2
-"""A made-up rung whose ln(bitrate) is as near as this to one that was heard is left out."""
-
 _LEAST_KBPS: Final = 150.0
-
-_HEARD: Final = 2 * RUNGS
-"""Bitrates of a title that are remembered of a player."""
 
 _USED: Final = frozenset({"bl", "mtp", "br", "tb", "d", "ot", "sid", "cid", "dl", "pr", "tbl", "lb", "ltc", "cdn", "?"})
 """Keys that decisions depend on."""
@@ -49,8 +42,8 @@ class Player:
         mb_kbps: the cap that it was told last; None before.
         etp_kbps: the throughput that it was told last; None before.
         content: the title that it plays, as it names it.
-        heard_kbps: bitrates of that title that it named, at most _HEARD. A player may leave the rungs above `mb` out of
-            its `tb`, so a ladder made of one request alone would sink with each guidance.
+        top_kbps: the highest `tb` that it named of that title; 0 unknown. A player may leave the rungs above `mb` out
+            of its `tb`, so a ladder made of one request alone would sink with each guidance.
     """
 
     samples: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=HISTORY))
@@ -59,21 +52,20 @@ class Player:
     mb_kbps: float | None = None
     etp_kbps: float | None = None
     content: str = ""
-    heard_kbps: set[float] = field(default_factory=set)
+    top_kbps: float = 0.0
 
-    def hear(self, content: str, named_kbps: Iterable[float | None]) -> set[float]:
-        """All bitrates of the title that the player named so far, with those of its newest request.
+    def hear_top(self, content: str, top_kbps: float | None) -> float | None:
+        """The highest top bitrate of the title that the player named so far; None where it named none.
 
         Args:
             content: the title; another one than before begins anew.
-            named_kbps: bitrates of the newest request; None and what no ladder holds are left out.
+            top_kbps: as its newest request names it; what no ladder holds is left out.
         """
         if content != self.content:
-            self.content, self.heard_kbps = content, set()
-        for kbps in named_kbps:
-            if kbps and MIN_KBPS <= kbps <= MAX_KBPS and len(self.heard_kbps) < _HEARD:
-                self.heard_kbps.add(kbps)
-        return self.heard_kbps
+            self.content, self.top_kbps = content, 0.0
+        if top_kbps and MIN_KBPS <= top_kbps <= MAX_KBPS:
+            self.top_kbps = max(self.top_kbps, top_kbps)
+        return self.top_kbps or None
 
 
 class Players:
@@ -123,9 +115,8 @@ def session_of(
         kbps = min(max(measured_kbps, MIN_KBPS), MAX_KBPS)
         took_s = (player.segment_s or DEFAULT_SEGMENT_S) * (rung_kbps or kbps) / kbps
         player.samples.append((kbps, min(max(took_s, 0.001), 600.0)))
-    lowest_kbps = cmcd.number("lb", kind)
-    heard_kbps = player.hear(cmcd.text("cid"), (cmcd.number("tb", kind), lowest_kbps, rung_kbps))
-    ladder = rungs_kbps or _ladder(heard_kbps, lowest_kbps)
+    top_kbps = player.hear_top(cmcd.text("cid"), cmcd.number("tb", kind))
+    ladder = rungs_kbps or _ladder(top_kbps, cmcd.number("lb", kind), rung_kbps)
     target_s = _seconds(cmcd.number("tbl", kind))
     session = read_session(
         {
@@ -151,15 +142,15 @@ def session_of(
     return session
 
 
-def _ladder(heard_kbps: Collection[float], lowest_kbps: float | None) -> list[float]:
-    """The bitrates that were heard, and from the top down in equal steps what may lie between, ascending."""
-    if not heard_kbps:
+def _ladder(top_kbps: float | None, lowest_kbps: float | None, rung_kbps: float | None) -> list[float]:
+    """Rungs from the top down in equal steps, with those that are known among them, ascending."""
+    known = {kbps for kbps in (top_kbps, lowest_kbps, rung_kbps) if kbps and MIN_KBPS <= kbps <= MAX_KBPS}
+    if not known:
         return []
-    made, kbps = set(heard_kbps), max(heard_kbps) / _STEP
-    least_kbps = lowest_kbps if lowest_kbps in heard_kbps and lowest_kbps is not None else _LEAST_KBPS
+    least_kbps = lowest_kbps if lowest_kbps in known and lowest_kbps is not None else _LEAST_KBPS
+    made, kbps = set(known), max(known) / _STEP
     while kbps > least_kbps and len(made) < RUNGS:
-        if all(abs(math.log(kbps / known)) > _NEAR for known in heard_kbps):
-            made.add(kbps)
+        made.add(kbps)
         kbps /= _STEP
     return sorted(made)
 

@@ -23,6 +23,7 @@ from serve.artifacts import read_champion, set_champion
 from serve.errors import ArtifactError
 from tests.contracts.small_model import copy_of, small_artifact
 from tests.serve.bitrate.small_policy import small_policy
+from training.bitrate.rollouts import PlaySettings
 from training.bitrate.train import FitSettings
 from training.datasets.dataset import write_dataset
 from training.recommend.interactions import read_interactions
@@ -137,7 +138,7 @@ def test_a_model_is_trained_where_there_is_none_and_becomes_champion(settings, d
 
 
 def test_a_policy_is_trained_where_there_is_none_and_becomes_champion(settings, notices, monkeypatch, tmp_path):
-    tiny = FitSettings(rounds=1, predictor_rounds=1, steps=4, parts=1)
+    tiny = FitSettings(rounds=1, predictor_rounds=1, play=PlaySettings(steps=4), parts=1)
     monkeypatch.setattr("deployments.jobs.FitSettings", lambda: tiny)
     monkeypatch.setenv("PLAYHEAD_DATA", str(tmp_path / "none"))  # all is generated
     assert not has_champions(settings)

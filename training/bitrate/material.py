@@ -39,7 +39,11 @@ _VARIATIONS: Final = 160
 
 _SPEED: Final = (0.8, 1.25)
 _OTHER_SPEED: Final = (0.7, 8.0)
+_LEAST_TRACES: Final = 2
+
 _SPARE: Final = 1.1
+"""Mean throughput of a trace over the lowest rung's bitrate, at least."""
+
 _VALIDATION_SESSIONS: Final = 600
 _VALIDATION_SEGMENTS: Final = 48
 
@@ -85,12 +89,18 @@ class Material:
             given = generate_traces(160, seed=0, families=slow or left)
         else:
             given = read_traces(traces, trace_format)
+            if len(given) < _LEAST_TRACES:
+                raise InvalidInput(
+                    field="traces", got=f"{len(given)} in {traces}", expected="two or more: one validates",
+                    next_step="Give more traces, or none: then they are generated.",
+                )  # fmt: skip
         titles = generate_videos(24, seed=0) if sizes is None else [_title(sizes, vmaf, ladder_kbps, segment_s)]
         digest = hashlib.sha256()
         for trace in given:
             digest.update(trace.times_s.tobytes() + trace.kbps.tobytes())
         for title in titles:
             digest.update(title.rungs_kbps.tobytes() + title.segment_bytes.tobytes())
+            digest.update(b"" if title.vmaf is None else title.vmaf.tobytes())
         digest.update(" ".join(sorted(without)).encode())
         return cls(
             [trace for place, trace in enumerate(given) if place % HELD_OUT],

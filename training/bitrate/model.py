@@ -47,6 +47,10 @@ class Features(NamedTuple):
     plan: Tensor
     exists: Tensor
 
+    def take(self, index: Tensor) -> "Features":
+        """Those of some sessions."""
+        return Features(*(part[index] for part in self))
+
 
 class History(NamedTuple):
     """What the predictor reads.

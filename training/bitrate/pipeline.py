@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from serve.artifacts import Artifact
 from serve.bitrate.observations import Observations
@@ -19,6 +21,9 @@ from training.bitrate.rollouts import tensors
 from training.bitrate.simulator import Sessions
 from training.bitrate.train import FitSettings, fit
 from training.recommend.progress import ProgressReport, silent
+
+MOST_GAINED: Final = 0.2
+"""What a session may count for at most when weights are chosen: few that stall for minutes would rule the mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +43,10 @@ class Greedy:
         return self.policy.scores(self.policy.describe(*arguments)[0]).argmax(1).numpy()
 
 
-def mean_qoe(policy: Policy, sessions: Sessions) -> float:
-    """Mean over sessions of the QoE per segment, each in the range of its title's quality."""
-    return float((play(policy, sessions).values / Scale(sessions).unit).mean())
+def relative_qoe(policy: Policy, sessions: Sessions) -> NDArray[np.float64]:
+    """QoE per segment of each session, in the range of its title's quality (B,)."""
+    qoe: NDArray[np.float64] = play(policy, sessions).values / Scale(sessions).unit
+    return qoe
 
 
 def train_bitrate(
@@ -54,6 +60,8 @@ def train_bitrate(
     checkpoint: Path | None = None,
 ) -> Artifact:
     """Train and write the artifact `destination/<version>`; the champion is not changed.
+
+    The weights kept are those with the largest lead over RobustMPC on held-out traces, in the range of the quality.
 
     Args:
         material: what sessions are made of.
@@ -70,13 +78,20 @@ def train_bitrate(
     settings = settings or FitSettings()
     torch.manual_seed(seed)
     policy = BitratePolicy()
+    rival = relative_qoe(Mpc(), material.validation())
+
+    def lead(now: BitratePolicy) -> float:
+        gained = relative_qoe(Greedy(now), material.validation()) - rival
+        return float(gained.clip(-MOST_GAINED, MOST_GAINED).mean())
+
     rounds = fit(
         policy, material.worlds, settings, seed=seed, progress=progress, checkpoint=checkpoint, budget_s=budget_s,
-        identity=material.name, validate=lambda now: mean_qoe(Greedy(now), material.validation()),
+        identity=material.name, validate=lead,
     )  # fmt: skip
     metrics = {
-        "validation_qoe": mean_qoe(Greedy(policy), material.validation()),
-        "validation_robust_mpc_qoe": mean_qoe(Mpc(), material.validation()),
+        "validation_qoe": float(relative_qoe(Greedy(policy), material.validation()).mean()),
+        "validation_robust_mpc_qoe": float(rival.mean()),
+        "validation_lead": lead(policy),
     }
     artifact = export_bitrate(
         destination, policy, metrics=metrics, report={"rounds": rounds}, data_snapshot=material.name, seed=seed

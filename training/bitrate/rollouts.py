@@ -1,16 +1,16 @@
-"""Rounds of play: what a policy did in many sessions, and what every rung that it thought of would have brought.
+"""Rounds of play: sessions go their way, and some of their decisions are judged by trying every thinkable rung out.
 
-The advantage of a decision has two parts (a control variate, as in Gu et al. 2017, "Q-Prop"): what the chosen rung and
-each of its rivals bring by one step of the simulator and the critic, which holds for all of them without drawing any;
-and, for the rung that was taken, what came later than the critic had thought. A rung that is hardly ever drawn is so
-judged in each decision in which it is thinkable.
+A rung is tried out on a branch of the session: it is fetched, then the policy decides as it would in earnest for some
+segments, and the critic values where that ends. All rungs of a decision meet the same network, so what differs between
+them is their own doing (rollouts, as in Bertsekas 2013, "Rollout algorithms"). What the session itself then draws
+teaches the critic alone.
 
-Shapes: T steps, B sessions, R rungs, N = T * B decisions that were free.
+Shapes: T steps, B sessions, R rungs, N decisions that were judged.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Final, Self
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -24,43 +24,74 @@ from training.bitrate.simulator import Sessions
 THINKABLE: Final = 0.01
 """A rung of less than this probability is not tried out."""
 
-OWN_SCALE: Final = 0.5
-"""How far a session's advantages are measured in their own size: 1 wholly, 0 in that of the usual session."""
-
 _LEAST_SPREAD: Final = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decisions:
-    """A round of one batch of sessions, flat.
+class PlaySettings:
+    """How a round is played.
 
     Attributes:
-        features: of each decision.
-        future: what the critic sees besides (N, 1 + FORESIGHT).
-        rungs: chosen (N,).
-        log_probabilities: of all rungs when it was chosen (N, R).
-        gains: of each thinkable rung over the policy's mean, by one step and the critic; 0 elsewhere (N, R).
-        later: of the chosen rung: what came after that step, over what the critic had thought (N,).
-        target: of the critic (N,).
+        steps: segments that each session plays; one that ends begins anew.
+        judged: share of the decisions that are judged.
+        depth: segments that a tried-out rung is followed for before the critic values the rest.
+        discount: of a later reward, a segment.
+        trace: lambda of generalised advantage estimation (Schulman et al. 2016), for the critic's targets.
+    """
+
+    steps: int = 48
+    judged: float = 0.25
+    depth: int = 6
+    discount: float = 0.98
+    trace: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The judged decisions of a round, from which the policy learns.
+
+    Attributes:
+        features: of each (N, ...).
+        log_probabilities: of all rungs when it was made (N, R).
+        gains: of each thinkable rung over the policy's mean; 0 elsewhere (N, R).
+    """
+
+    features: Features
+    log_probabilities: Tensor
+    gains: Tensor
+
+    def take(self, index: Tensor) -> "Judged":
+        """Those of `index`."""
+        return Judged(
+            features=self.features.take(index), log_probabilities=self.log_probabilities[index], gains=self.gains[index]
+        )
+
+    def __len__(self) -> int:
+        """Decisions."""
+        return len(self.gains)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Valued:
+    """All moments of a round, from which the critic learns.
+
+    Attributes:
+        features: of each (T * B, ...).
+        future: what the critic sees besides (T * B, 1 + FORESIGHT).
+        target: what it should have said (T * B,).
     """
 
     features: Features
     future: Tensor
-    rungs: Tensor
-    log_probabilities: Tensor
-    gains: Tensor
-    later: Tensor
     target: Tensor
 
-    def take(self, index: Tensor) -> Self:
+    def take(self, index: Tensor) -> "Valued":
         """Those of `index`."""
-        features = Features(*(part[index] for part in self.features))
-        rest = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "features"}
-        return type(self)(features=features, **rest)
+        return Valued(features=self.features.take(index), future=self.future[index], target=self.target[index])
 
     def __len__(self) -> int:
-        """Decisions."""
-        return len(self.rungs)
+        """Moments."""
+        return len(self.target)
 
 
 def tensors(observations: Observations, rungs: int) -> list[Tensor]:
@@ -74,66 +105,56 @@ def tensors(observations: Observations, rungs: int) -> list[Tensor]:
 
 @torch.no_grad()
 def play(
-    policy: BitratePolicy,
-    critic: Critic,
-    sessions: Sessions,
-    *,
-    steps: int,
-    discount: float,
-    trace: float,
-    random: torch.Generator,
-) -> Decisions:
+    policy: BitratePolicy, critic: Critic, sessions: Sessions, settings: PlaySettings, random: torch.Generator
+) -> tuple[Judged, Valued]:
     """Play segments of each session, with rungs drawn by the policy.
 
-    Gains and `later` are divided by the size of advantages in the usual session, and a little by that in their own:
-    sessions that stall whatever is done would drown all others, as their rewards differ by hundreds of times as much;
-    but measured in its own size alone, a rare long stall would count for little more than a change of rung.
+    Gains are divided by the size of advantages in the usual session, and half by that in their own: sessions that stall
+    whatever is done would drown all others, as their rewards differ by hundreds of times as much; but measured in its
+    own size alone, a rare long stall would count for little more than a change of rung.
 
     Args:
         policy: what decides.
         critic: what values are taken from.
         sessions: to play; they stand elsewhere afterwards.
-        steps: segments that each plays; one that ends begins anew.
-        discount: of a later reward, a segment.
-        trace: lambda of generalised advantage estimation (Schulman et al. 2016).
-        random: draws the rungs.
+        settings: how far, and what is judged.
+        random: draws the rungs, and which decisions are judged.
     """
     columns = int(sessions.state["rungs"].max())
-    kept: list[tuple[Features, Tensor, Tensor, Tensor]] = []
-    gains, rewards, values, ends, free = [], [], [], [], []
-    for _ in range(steps):
-        features, future = _see(policy, sessions, columns, discount)
+    kept: list[tuple[Features, Tensor, Tensor]] = []
+    rewards, values, ends, judged, branches = [], [], [], [], []
+    for _ in range(settings.steps):
+        features, future = _see(policy, sessions, columns, settings.discount)
         logs = torch.log_softmax(policy.scores(features), dim=1)
-        value = critic(features, future)
         forced = torch.from_numpy((sessions.state["segment"] == 0) & ~np.isnan(sessions.state["first_rung"]))
-        thinkable = (logs > np.log(THINKABLE)) & ~forced[:, None]
-        worth = _try_out(policy, critic, sessions, thinkable, discount)
-        probability = logs.exp() * thinkable
-        mean = (probability * worth).sum(1, keepdim=True) / probability.sum(1, keepdim=True).clamp(min=1e-6)
+        chosen = (torch.rand(len(logs), generator=random) < settings.judged) & ~forced
+        thinkable = (logs > np.log(THINKABLE)) & chosen[:, None]
+        branches.append(sessions.branch(thinkable.nonzero(as_tuple=True)[0].numpy()))
         drawn = torch.multinomial(logs.exp(), 1, generator=random)[:, 0]
         scale = Scale(sessions)
         outcome = sessions.step(drawn.numpy())
-        kept.append((features, future, torch.from_numpy(outcome.rung), logs))
-        gains.append((worth - mean) * thinkable)
-        values.append(value)
+        kept.append((features, future, logs))
+        values.append(critic(features, future))
         rewards.append(scale(outcome))
         ends.append(torch.from_numpy(outcome.done.astype(np.float32)))
-        free.append(~forced)
+        judged.append(thinkable)
         sessions.reset(outcome.done)
-    values.append(critic(*_see(policy, sessions, columns, discount)))
-    advantages = torch.stack(_advantages(rewards, values, ends, discount, trace))  # (T, B)
-    later = torch.zeros_like(advantages)
-    later[:-1] = advantages[1:] * (1 - torch.stack(ends[:-1])) * discount * trace
+    values.append(critic(*_see(policy, sessions, columns, settings.discount)))
+    advantages = torch.stack(_advantages(rewards, values, ends, settings.discount, settings.trace))  # (T, B)
     own = advantages.square().mean(0).sqrt() + _LEAST_SPREAD  # (B,)
-    spread = own**OWN_SCALE * own.mean() ** (1 - OWN_SCALE)
-    flat = Decisions(
+    spread = (own * own.mean()).sqrt()
+    thinkable, logs = torch.cat(judged), torch.cat([row[2] for row in kept])  # (T * B, R)
+    worth = _try_out(policy, critic, Sessions.joined(branches), thinkable, settings)
+    valued = Valued(
         features=Features(*(torch.cat(parts) for parts in zip(*(row[0] for row in kept), strict=True))),
-        future=torch.cat([row[1] for row in kept]), rungs=torch.cat([row[2] for row in kept]),
-        log_probabilities=torch.cat([row[3] for row in kept]),
-        gains=(torch.stack(gains) / spread[:, None]).flatten(0, 1), later=(later / spread).flatten(),
-        target=(advantages + torch.stack(values[:-1])).flatten(),
+        future=torch.cat([row[1] for row in kept]), target=(advantages + torch.stack(values[:-1])).flatten(),
     )  # fmt: skip
-    return flat.take(torch.cat(free).nonzero()[:, 0])
+    gains = _gains(worth, thinkable, logs) / spread.repeat(settings.steps)[:, None]
+    chosen = thinkable.any(1).nonzero()[:, 0]
+    judgements = Judged(
+        features=valued.features.take(chosen), log_probabilities=logs[chosen], gains=gains[chosen]
+    )  # fmt: skip
+    return judgements, valued
 
 
 def _see(policy: BitratePolicy, sessions: Sessions, columns: int, discount: float) -> tuple[Features, Tensor]:
@@ -141,18 +162,39 @@ def _see(policy: BitratePolicy, sessions: Sessions, columns: int, discount: floa
     return features, foresee(sessions, near[:, 3:4], discount)
 
 
-def _try_out(policy: BitratePolicy, critic: Critic, sessions: Sessions, thinkable: Tensor, discount: float) -> Tensor:
-    """What each thinkable rung would bring: its reward, and by the critic all after it; 0 elsewhere (B, R)."""
+def _try_out(
+    policy: BitratePolicy, critic: Critic, branches: Sessions, thinkable: Tensor, settings: PlaySettings
+) -> Tensor:
+    """What each thinkable rung brings: rewards until `depth` segments later, then the critic; 0 elsewhere (N, R).
+
+    `branches` are one session for each thinkable rung, in order. All are played in lockstep: the graph's many small
+    operations cost the same for a hundred sessions as for some.
+    """
     worth = torch.zeros(thinkable.shape)
-    rows, rungs = thinkable.nonzero(as_tuple=True)
-    if len(rows):
-        branches = sessions.branch(rows.numpy())
-        scale = Scale(branches)
+    rows, tried = thinkable.nonzero(as_tuple=True)
+    if not len(rows):
+        return worth
+    columns, scale = thinkable.shape[1], Scale(branches)
+    rungs, total, going, factor = tried, torch.zeros(len(rows)), torch.ones(len(rows)), 1.0
+    for depth in range(settings.depth + 1):
+        if depth:
+            features, _, _ = policy.describe(*tensors(branches.observe(), columns))
+            rungs = policy.scores(features).argmax(1)
         outcome = branches.step(rungs.numpy())
+        total += factor * going * scale(outcome)
         going = torch.from_numpy(1 - outcome.done.astype(np.float32))
-        after = critic(*_see(policy, branches, thinkable.shape[1], discount))
-        worth[rows, rungs] = scale(outcome) + discount * going * after
+        factor *= settings.discount
+    total += factor * going * critic(*_see(policy, branches, columns, settings.discount))
+    worth[rows, tried] = total
     return worth
+
+
+def _gains(worth: Tensor, thinkable: Tensor, logs: Tensor) -> Tensor:
+    """What each thinkable rung brings over the policy's mean; 0 elsewhere (N, R)."""
+    probability = logs.exp() * thinkable
+    mean = (probability * worth).sum(1, keepdim=True) / probability.sum(1, keepdim=True).clamp(min=1e-6)
+    gains: Tensor = (worth - mean) * thinkable
+    return gains
 
 
 def _advantages(

@@ -136,6 +136,10 @@ _OUTCOMES = (
 )
 
 
+_STANDING: Final = ("state", "_throughput_kbps", "_download_s")
+"""What of a batch of sessions is theirs alone, one row each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What fetching one segment brought, for B sessions; all zero for a session that was already done.
@@ -472,12 +476,19 @@ class Sessions:
     def branch(self, rows: Integers) -> Self:
         """Sessions of their own that go on from where `rows` (a row may come often) stand; downloads without noise."""
         branches = copy.copy(self)
-        branches.__dict__ |= {
-            "state": self.state[rows], "_throughput_kbps": self._throughput_kbps[rows],
-            "_download_s": self._download_s[rows], "_random": np.random.default_rng(0),
-        }  # fmt: skip
+        branches.__dict__ |= {name: getattr(self, name)[rows] for name in _STANDING}
+        branches.__dict__["_random"] = np.random.default_rng(0)
         branches.state["noise"] = 0.0
         return branches
+
+    @classmethod
+    def joined(cls, branches: Sequence[Self]) -> Self:
+        """Branches of the same sessions, taken at any time, as one batch in their order."""
+        whole = copy.copy(branches[0])
+        whole.__dict__ |= {
+            name: np.concatenate([getattr(branch, name) for branch in branches]) for name in _STANDING
+        }  # fmt: skip
+        return whole
 
     def observe(self) -> Observations:
         """What a policy sees now; arrays of its own, that later steps leave alone."""

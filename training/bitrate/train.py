@@ -10,9 +10,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from serve.bitrate.observations import Observations
 from training.bitrate.critic import Critic, mean_ahead
 from training.bitrate.model import QUANTILES, BitratePolicy, describe_history
-from training.bitrate.rollouts import Decisions, play, tensors
+from training.bitrate.rollouts import Judged, PlaySettings, Valued, play, tensors
 from training.bitrate.simulator import Sessions
 from training.recommend.progress import ProgressReport, silent
 
@@ -39,12 +39,10 @@ class FitSettings:
     Attributes:
         rounds: of reinforcement learning.
         predictor_rounds: of the predictor before it.
-        steps: segments that each session of a round plays.
+        play: how a round is played.
         epochs: passes over the decisions of a round.
         parts: gradient steps a pass.
         learning_rate: of Adam at the start; it falls to a tenth.
-        discount: of a later reward, a segment.
-        trace: lambda of generalised advantage estimation (Schulman et al. 2016).
         clip: of the probability ratio (Schulman et al. 2017).
         entropy: weight of the entropy at the start; it falls to ENTROPY_LEFT of it.
         averaging: decay of the moving average of weights that is kept.
@@ -52,20 +50,20 @@ class FitSettings:
         validation_rounds: rounds between two looks at the validation figure.
     """
 
-    rounds: int = 300
+    rounds: int = 240
     predictor_rounds: int = 30
-    steps: int = 48
+    play: PlaySettings = field(default_factory=PlaySettings)
     epochs: int = 2
     parts: int = 8
     learning_rate: float = 1e-3
-    discount: float = 0.98
-    trace: float = 0.8
     clip: float = 0.2
     entropy: float = 0.01
     averaging: float = 0.998
     checkpoint_rounds: int = 10
     validation_rounds: int = 20
 
+
+_Batch = TypeVar("_Batch", Judged, Valued)
 
 Worlds = Callable[[int], Sequence[Sessions]]
 """Batches of sessions to play in a round, by the round's seed."""
@@ -161,7 +159,7 @@ class _Run:
         losses = []
         for sessions in self.worlds(code):
             columns = int(sessions.state["rungs"].max())
-            for _ in range(self.settings.steps):
+            for _ in range(self.settings.play.steps):
                 arguments = tensors(sessions.observe(), columns)
                 named = dict(zip(Observations.__slots__, arguments, strict=True))
                 with torch.no_grad():
@@ -193,23 +191,20 @@ class _Run:
         """One round of reinforcement; `done` is the share of the fit that is over."""
         settings = self.settings
         code, random = self._random("improve", self.played)
-        rounds = [
-            play(
-                self.policy, self.critic, sessions, steps=settings.steps, discount=settings.discount,
-                trace=settings.trace, random=random,
-            )
-            for sessions in self.worlds(code)
-        ]  # fmt: skip
-        self.reward = float(rounds[0].target.mean()) * (1 - settings.discount)
+        rounds = [play(self.policy, self.critic, sessions, settings.play, random) for sessions in self.worlds(code)]
+        self.reward = float(rounds[0][1].target.mean()) * (1 - settings.play.discount)
         rate = settings.learning_rate * (1 - 0.9 * done)
         for optimizer in (self.optimizer, self.critic_optimizer):
             for group in optimizer.param_groups:
                 group["lr"] = rate
         entropy = settings.entropy * ENTROPY_LEFT**done
         for _ in range(settings.epochs):
-            orders = [torch.randperm(len(batch), generator=random).chunk(settings.parts) for batch in rounds]
+            parts = [
+                (_shuffled(one, settings.parts, random), _shuffled(two, settings.parts, random)) for one, two in rounds
+            ]
             for part in range(settings.parts):
-                self._update([batch.take(order[part]) for batch, order in zip(rounds, orders, strict=True)], entropy)
+                self._learn([judged[part] for judged, _ in parts], entropy)
+                self._learn_values([valued[part] for _, valued in parts])
         self.played += 1
 
     def judge(self, validate: Callable[[BitratePolicy], float]) -> float:
@@ -223,29 +218,35 @@ class _Run:
             self.best, self.kept, self.kept_round = figure, _copy_of(self.average), self.played
         return figure
 
-    def _update(self, batches: Sequence[Decisions], entropy: float) -> None:
+    def _learn(self, batches: Sequence[Judged], entropy: float) -> None:
+        """One step of the policy."""
         total = sum(map(len, batches))
         self.optimizer.zero_grad()
-        self.critic_optimizer.zero_grad()
         for batch in batches:
             logs = torch.log_softmax(self.policy.scores(batch.features), dim=1)
             ratios = (logs - batch.log_probabilities).clamp(-20.0, 20.0).exp()
             gain = (batch.log_probabilities.exp() * self._clipped(ratios, batch.gains)).sum(1).mean()
-            gain = gain + self._clipped(ratios.gather(1, batch.rungs[:, None])[:, 0], batch.later).mean()
             spread = -(logs.exp() * logs.clamp(min=-50.0)).sum(1).mean()
-            error = nn.functional.smooth_l1_loss(self.critic(batch.features, batch.future), batch.target)
-            share = len(batch) / total
-            loss = share * (error - gain - entropy * spread)
+            loss = -len(batch) / total * (gain + entropy * spread)
             loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.learned, 0.5)
-        nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0)
         self.optimizer.step()
-        self.critic_optimizer.step()
         self.updates += 1
         keep = min(self.settings.averaging, (1 + self.updates) / (10 + self.updates))
         with torch.no_grad():
             for name, value in self.policy.state_dict().items():
                 self.average[name].lerp_(value, 1 - keep)
+
+    def _learn_values(self, batches: Sequence[Valued]) -> None:
+        """One step of the critic."""
+        total = sum(map(len, batches))
+        self.critic_optimizer.zero_grad()
+        for batch in batches:
+            error = nn.functional.smooth_l1_loss(self.critic(batch.features, batch.future), batch.target)
+            loss = len(batch) / total * error
+            loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.critic.parameters(), 1.0)
+        self.critic_optimizer.step()
 
     def _clipped(self, ratios: Tensor, advantages: Tensor) -> Tensor:
         """What a change of probability brings, as far as it is rewarded (Schulman et al. 2017, eq. 7)."""
@@ -281,6 +282,10 @@ class _Run:
         self.average = state["average"]
         for name in ("predicted", "played", "updates", "best", "kept", "kept_round", "judged"):
             setattr(self, name, state[name])
+
+
+def _shuffled(batch: _Batch, parts: int, random: torch.Generator) -> list[_Batch]:
+    return [batch.take(order) for order in torch.randperm(len(batch), generator=random).chunk(parts)]
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

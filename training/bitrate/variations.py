@@ -64,7 +64,7 @@ def _variation(name: str, traces: Sequence[Trace], random: np.random.Generator, 
         trace = traces[int(random.integers(len(traces)))]
     kbps = np.concatenate(rates) * draw(random, speed)
     kbps *= np.exp(random.uniform(0, FLICKER) * random.standard_normal(len(kbps)))
-    kbps = np.clip(kbps, MIN_MEAN_KBPS, MAX_KBPS)
+    kbps = np.clip(kbps, 2 * MIN_MEAN_KBPS, MAX_KBPS)
     return Trace(name, np.concatenate([[0.0], np.cumsum(np.concatenate(steps))]), np.concatenate([kbps[:1], kbps]))
 
 

@@ -421,6 +421,14 @@ async def test_a_ladder_made_of_what_the_player_says_does_not_sink_with_what_it_
         assert other["mb"] == 1200  # another title begins anew
 
 
+async def test_a_player_that_names_each_segment_s_own_bitrate_keeps_a_low_rung(planning: Arguments) -> None:
+    async with opened(planning) as client:
+        for place in range(30):
+            says = VIDEO | {"br": str(3000 + 37 * place), "mtp": "300", "bl": "1000"}
+            guidance, _ = await guided(client, f"CMCD={cmcd(**says)}")
+        assert guidance["mb"] < 300
+
+
 @pytest.mark.parametrize(
     "query",
     [

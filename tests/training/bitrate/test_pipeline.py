@@ -14,11 +14,12 @@ from training.bitrate.evaluate import ModelPolicy, play
 from training.bitrate.export import GRAPH
 from training.bitrate.material import HELD_OUT_FAMILIES, Material
 from training.bitrate.pipeline import train_bitrate
+from training.bitrate.rollouts import PlaySettings
 from training.bitrate.traces import Trace
 from training.bitrate.train import FitSettings
 from training.bitrate.variations import vary
 
-TINY = FitSettings(rounds=2, predictor_rounds=1, steps=4, parts=1)
+TINY = FitSettings(rounds=2, predictor_rounds=1, play=PlaySettings(steps=4), parts=1)
 
 
 @pytest.fixture(scope="module")

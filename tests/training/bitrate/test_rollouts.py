@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.training.bitrate.conftest import SHORT_TITLES
-from training.bitrate.critic import Critic, Scale
+from training.bitrate.critic import Critic, Scale, foresee
 from training.bitrate.model import BitratePolicy
 from training.bitrate.qoe import LINEAR, PERCEPTUAL
-from training.bitrate.rollouts import Decisions, _advantages, _try_out, play, tensors
+from training.bitrate.rollouts import Judged, PlaySettings, Valued, _advantages, _try_out, play, tensors
 from training.bitrate.simulator import Sessions, Settings
 from training.bitrate.synthetic import generate_traces
 
@@ -21,35 +21,44 @@ def sessions_of(*settings: Settings, batch: int = 16) -> Sessions:
     )
 
 
-def played(sessions: Sessions, steps: int, *, discount: float = 0.9, seed: int = 0) -> Decisions:
+def played(sessions: Sessions, settings: PlaySettings, seed: int = 0) -> tuple[Judged, Valued]:
     torch.manual_seed(seed)
-    random = torch.Generator().manual_seed(seed)
-    return play(BitratePolicy(), Critic(), sessions, steps=steps, discount=discount, trace=0.8, random=random)
+    return play(BitratePolicy(), Critic(), sessions, settings, torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def test_each_rung_is_worth_what_the_simulator_gives_and_the_critic_makes_of_it() -> None:
+@pytest.mark.parametrize("depth", [0, 3])
+def test_a_rung_is_worth_what_the_simulator_then_gives_and_the_critic_makes_of_the_rest(depth: int) -> None:
     torch.manual_seed(0)
     policy, critic, sessions = BitratePolicy(), Critic(), sessions_of(Settings(first_rung=None, noise=0.3))
-    sessions.step(np.zeros(16, int))
+    for _ in range(21):  # of 24 or fewer segments: some branches end on the way
+        sessions.step(np.zeros(16, int))
     before = sessions.state.copy()
     thinkable = torch.from_numpy(sessions.observe().rungs_kbps > 0)
-    myopic = _try_out(policy, critic, sessions, thinkable, discount=0.0)
-    assert sessions.state.tobytes() == before.tobytes()  # nothing was really fetched
-    assert (myopic[~thinkable] == 0).all()
-    sessions.state["noise"] = 0.0
+    settings = PlaySettings(depth=depth, discount=0.9)
+    branches = [sessions.branch(np.array([row])) for row in thinkable.nonzero(as_tuple=True)[0].tolist()]
+    worth = _try_out(policy, critic, Sessions.joined(branches), thinkable, settings)
+    assert all((sessions.state[name] == before[name]).all() for name in ("segment", "buffer_s", "row", "at_s"))
+    assert (worth[~thinkable] == 0).all()
     for rung in (0, 1):
-        sessions.state[:] = before
-        sessions.state["noise"] = 0.0
-        scale = Scale(sessions)
-        torch.testing.assert_close(myopic[:, rung], scale(sessions.step(np.full(16, rung))))
-    sessions.state[:] = before
-    far_sighted = _try_out(policy, critic, sessions, thinkable, discount=0.9)
-    assert not torch.allclose(far_sighted[thinkable], myopic[thinkable])
+        branch = sessions.branch(np.arange(16))
+        assert branch.state["done"].sum() == 0
+        scale, total, going, rungs = Scale(branch), torch.zeros(16), torch.ones(16), np.full(16, rung)
+        for step in range(depth + 1):
+            outcome = branch.step(rungs)
+            total += 0.9**step * going * scale(outcome)
+            going = torch.from_numpy(~outcome.done).float()
+            scores, quantiles, _ = policy(*tensors(branch.observe(), 12))
+            rungs = scores.argmax(1).numpy()
+        features, near, _ = policy.describe(*tensors(branch.observe(), 12))
+        total += 0.9 ** (depth + 1) * going * critic(features, foresee(branch, near[:, 3:4], 0.9))
+        torch.testing.assert_close(worth[:, rung], total, rtol=1e-4, atol=1e-4)
+        assert bool((going == 0).any()) == (depth > 0)
+        assert quantiles.shape == (16, 7)
 
 
 def test_gains_of_a_decision_cancel_out_under_the_policy_and_differ_by_rung() -> None:
-    decisions = played(sessions_of(), 4)
+    decisions, _ = played(sessions_of(), PlaySettings(steps=4, judged=1.0))
     probabilities = decisions.log_probabilities.exp()
     thinkable = probabilities > 0.01
     mean = (probabilities * thinkable * decisions.gains).sum(1)
@@ -60,15 +69,22 @@ def test_gains_of_a_decision_cancel_out_under_the_policy_and_differ_by_rung() ->
     assert (decisions.gains[~thinkable] == 0).all()
 
 
-def test_a_session_on_a_hopeless_network_does_not_drown_the_others() -> None:
-    """The others' gains are measured by the usual session, whatever happens in one."""
-    usual, mixed = (sessions_of(batch=9) for _ in range(2))
-    mixed.state["rebuffer"][0] *= 1e6
+def test_only_a_share_of_the_decisions_is_judged() -> None:
+    judged, valued = played(sessions_of(), PlaySettings(steps=20, judged=0.25))
+    assert len(judged) == pytest.approx(80, rel=0.3)
+    assert len(valued) == 320  # the critic learns from all
+
+
+def test_sessions_whose_rewards_differ_by_much_count_nearly_alike() -> None:
+    """A session that stalls whatever is done has a hundred times the rewards of others, not of their gains."""
+    usual, mixed = (sessions_of(batch=16) for _ in range(2))
+    mixed.state["rebuffer"][:8] *= 100.0
     sizes = []
     for sessions in (usual, mixed):
-        gains = played(sessions, 6).gains.reshape(6, 9, -1)
-        sizes.append(gains[:, 1:].abs().mean())
-    assert sizes[1] == pytest.approx(float(sizes[0]), rel=0.5)
+        gains = played(sessions, PlaySettings(steps=6, judged=1.0))[0].gains.reshape(6, 16, -1).abs().mean((0, 2))
+        sizes.append(float(gains[:8].mean() / gains[8:].mean()))
+    assert sizes[1] < 30 * sizes[0]
+    assert sizes[1] > sizes[0]  # they still count for more
 
 
 def test_advantages_are_returns_where_nothing_decays() -> None:
@@ -82,7 +98,8 @@ def test_advantages_are_returns_where_nothing_decays() -> None:
 
 @pytest.mark.parametrize(("settings", "expected"), [(Settings(), 12), (FREE, 18)])
 def test_forced_first_rungs_teach_nothing(settings: Settings, expected: int) -> None:
-    assert len(played(sessions_of(settings, batch=6), 3)) == expected
+    judged, _ = played(sessions_of(settings, batch=6), PlaySettings(steps=3, judged=1.0))
+    assert len(judged) == expected
 
 
 def test_tensors_share_the_columns_that_are_used() -> None:

@@ -8,13 +8,16 @@ import torch
 
 from tests.training.bitrate.conftest import SHORT_TITLES
 from training.bitrate.model import BitratePolicy
-from training.bitrate.pipeline import Greedy, mean_qoe
+from training.bitrate.pipeline import Greedy, relative_qoe
 from training.bitrate.qoe import LINEAR, PERCEPTUAL
+from training.bitrate.rollouts import PlaySettings
 from training.bitrate.simulator import Sessions
 from training.bitrate.synthetic import FAMILIES, generate_traces
 from training.bitrate.train import FitSettings, fit
 
-SHORT = FitSettings(rounds=4, predictor_rounds=2, steps=8, parts=2, checkpoint_rounds=1, validation_rounds=1)
+SHORT = FitSettings(
+    rounds=4, predictor_rounds=2, play=PlaySettings(steps=8), parts=2, checkpoint_rounds=1, validation_rounds=1
+)
 
 
 def worlds(seed: int) -> Sequence[Sessions]:
@@ -92,7 +95,7 @@ def test_a_state_of_another_run_or_a_damaged_one_is_left_alone(tmp_path: Path) -
 
 def test_a_budget_ends_the_fit() -> None:
     torch.manual_seed(0)
-    settings = FitSettings(rounds=10_000, predictor_rounds=1, steps=4, parts=1)
+    settings = FitSettings(rounds=10_000, predictor_rounds=1, play=PlaySettings(steps=4), parts=1)
     assert 1 <= fit(BitratePolicy(), worlds, settings, seed=0, budget_s=0.5) < 1000
 
 
@@ -105,7 +108,7 @@ def test_a_little_training_is_better_than_none() -> None:
     torch.manual_seed(0)
     policy = BitratePolicy()
     sessions = [world(99, 256)[0] for _ in range(2)]
-    before = mean_qoe(Greedy(policy), sessions[0])
-    fit(policy, world, FitSettings(rounds=10, predictor_rounds=4, steps=24, parts=4), seed=0)
-    after = mean_qoe(Greedy(policy), sessions[1])
+    before = relative_qoe(Greedy(policy), sessions[0]).mean()
+    fit(policy, world, FitSettings(rounds=10, predictor_rounds=4, play=PlaySettings(steps=24), parts=4), seed=0)
+    after = relative_qoe(Greedy(policy), sessions[1]).mean()
     assert after > before + 0.05

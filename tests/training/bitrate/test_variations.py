@@ -47,6 +47,6 @@ def test_throughput_keeps_its_course_over_time() -> None:
 
 @given(kbps=st.lists(st.sampled_from([0.0, 1.0, 500.0, MAX_KBPS]), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_any_trace_can_be_varied(kbps: list[float], seed: int) -> None:
-    trace = Trace("any", 2.0 * np.arange(len(kbps) + 2), np.array([1.0, *kbps, 5.0]))
+    trace = Trace("any", 2.0 * np.arange(len(kbps) + 2), np.array([1.0, *kbps, 50.0]))
     for variation in vary([trace, *GIVEN[:2]], 5, np.random.default_rng(seed), speed=(0.1, 10.0)):
         assert variation.times_s[-1] >= SPAN_S
