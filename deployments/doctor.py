@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from deployments import network, valkey
-from deployments.preparation import MODEL, registry_is_current
+from deployments.preparation import BITRATE, MODEL, registry_is_current
 from deployments.state import RunFolder, StackLock, StackState
 from features.settings import Settings
 from serve.errors import PlayheadError
@@ -220,18 +220,27 @@ def check_registry(seen: Circumstances) -> Finding:
 
 
 def check_model(seen: Circumstances) -> Finding:
-    """Whether the champion is there, file by file."""
+    """Whether the champion that recommends is there, file by file."""
+    return _check_champion("model", MODEL, seen)
+
+
+def check_policy(seen: Circumstances) -> Finding:
+    """Whether the champion that decides bitrates is there, file by file."""
+    return _check_champion("policy", BITRATE, seen)
+
+
+def _check_champion(part: str, model: str, seen: Circumstances) -> Finding:
     from serve.artifacts import read_artifact, read_champion  # noqa: PLC0415
 
-    champion = read_champion(seen.settings.models, MODEL)
+    champion = read_champion(seen.settings.models, model)
     if champion is None:
-        return _wrong("model", f"no champion in {seen.settings.models / MODEL}", f"playhead train {MODEL}, or {_UP}")
+        return _wrong(part, f"no champion in {seen.settings.models / model}", f"playhead train {model}, or {_UP}")
     try:
         manifest = read_artifact(champion).manifest
     except PlayheadError as error:
         text = f"{champion}: {error.field} is {error.got}, expected {error.expected}"
-        return _wrong("model", text, f"{error.next_step} Again: playhead train {MODEL}")
-    return _ok("model", f"{manifest.name} {manifest.version}, {len(manifest.files)} files")
+        return _wrong(part, text, f"{error.next_step} Again: playhead train {model}")
+    return _ok(part, f"{manifest.name} {manifest.version}, {len(manifest.files)} files")
 
 
 CHECKS: Final[Mapping[str, Callable[[Circumstances], Finding]]] = {
@@ -241,6 +250,7 @@ CHECKS: Final[Mapping[str, Callable[[Circumstances], Finding]]] = {
     "data": check_data,
     "registry": check_registry,
     "model": check_model,
+    "policy": check_policy,
     "stack": check_stack,
     "service": check_port,
     "redis": check_redis,

@@ -124,8 +124,7 @@ def train_bitrate_policy(
         )
         set_champion(settings.models, BITRATE, artifact.version)
         figures = artifact.manifest.metrics
-        reached, rival = figures["validation_qoe"], figures["validation_robust_mpc_qoe"]
-        found.append(f"{BITRATE} {artifact.version}, held-out QoE {reached:.4f} (RobustMPC {rival:.4f})")
+        found.append(f"{BITRATE} {artifact.version}, validation lead over RobustMPC {figures['validation_lead']:.4f}")
     return artifact
 
 

@@ -93,7 +93,7 @@ class TalkingPart:
 
 
 class Preparation(TalkingPart):
-    """The process that brings data, features and model up to date; its notices go to a reporter."""
+    """The process that brings data, features and models up to date; its notices go to a reporter."""
 
     def __init__(self, data: str, *, folder: RunFolder, environment: Mapping[str, str], reporter: Reporter) -> None:
         """Start it.
@@ -120,21 +120,19 @@ class Preparation(TalkingPart):
             Name of the data set that is ready: another than asked for where that could not be had.
 
         Raises:
-            StackError: it failed; with its own words.
+            StackError: it failed, or one of its two processes did while the other still works; with its own words.
         """
-        error: dict[str, Any] | None = None
         data = ""
-        while (told := self.next(deadline, "data, features and model made ready")) is not None:
-            error = told.get("error", error)
+        while (told := self.next(deadline, "data, features and models made ready")) is not None:
+            if "error" in told:
+                raise StackError(**told["error"])
             data = str(told.get("data", data))
         status = self.child.popen.wait()
-        if error is not None:
-            raise StackError(**error)
         if status != 0 or not data:
             raise StackError(
                 field="preparation",
                 got=self.child.log_tail() or f"exit status {status}",
-                expected="data, features and model made ready",
+                expected="data, features and models made ready",
                 next_step=f"See {self.child.log}.",
             )
         return data

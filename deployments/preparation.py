@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -176,6 +177,7 @@ def main() -> None:
     name = sys.argv[1]
     try:
         if name == POLICY:
+            threading.Thread(target=_end_with_input, daemon=True).start()
             prepare_policy(settings, reporter)
             return
         with _beside(told) as policy:
@@ -193,12 +195,12 @@ def main() -> None:
 
 @contextmanager
 def _beside(told: IO[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """The process that makes the bitrate policy ready while the block runs; it ends with the block.
+    """The process that makes the bitrate policy ready while the block runs; it ends with the block, or with us.
 
     Both tell the same pipe: a line is written at once, and shorter than what a pipe takes whole.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "deployments.preparation", POLICY], stdin=subprocess.DEVNULL, stdout=told
+        [sys.executable, "-m", "deployments.preparation", POLICY], stdin=subprocess.PIPE, stdout=told
     )
     try:
         yield process
@@ -206,6 +208,13 @@ def _beside(told: IO[str]) -> Iterator["subprocess.Popen[bytes]"]:
         if process.poll() is None:
             process.terminate()
         process.wait()
+
+
+def _end_with_input() -> None:
+    """End when the standard input does: whoever started us is gone. What was trained so far lies in the checkpoint."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from deployments.doctor import (
     check_disk,
     check_model,
     check_packages,
+    check_policy,
     check_port,
     check_python,
     check_ray,
@@ -24,6 +25,8 @@ from deployments.state import RunFolder, StackLock, StackState
 from features.settings import Settings
 from serve.artifacts import set_champion
 from tests.contracts.small_model import copy_of, small_artifact
+from tests.serve.bitrate.small_policy import small_policy
+from tests.serve.gateway.conftest import install_model
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def test_a_fresh_machine_is_told_all_that_is_missing_and_what_to_do(seen):
     findings = {finding.part: finding for finding in examine(seen(port=port))}
     assert set(findings) == set(CHECKS)
     wrong = {part for part, finding in findings.items() if finding.verdict is Verdict.WRONG}
-    assert wrong >= {"data", "registry", "model", "stack", "redis", "ray"}
+    assert wrong >= {"data", "registry", "model", "policy", "stack", "redis", "ray"}
     assert "python" not in wrong
     assert all(findings[part].next_step for part in wrong)
 
@@ -121,6 +124,14 @@ def test_a_full_disk_is_seen_at_the_nearest_folder_that_exists(seen, home_settin
     finding = check_disk(seen())
     assert str(home_settings.home.parent) in finding.text
     assert "GiB free" in finding.text
+
+
+def test_a_missing_policy_is_named_with_the_verb_that_makes_one(seen, home_settings):
+    finding = check_policy(seen())
+    assert finding.verdict is Verdict.WRONG
+    assert "playhead train bitrate" in finding.next_step
+    install_model(home_settings.home, small_policy(), "bitrate")
+    assert check_policy(seen()).verdict is Verdict.OK
 
 
 def test_a_damaged_model_is_named_file_by_file(seen, home_settings, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from deployments.inventory import model_versions
 from deployments.jobs import evaluate_recommend, interactions_of_dataset, train
 from deployments.preparation import (
+    POLICY,
     has_champions,
     prepare_data,
     prepare_model,
@@ -145,12 +146,22 @@ def test_a_policy_is_trained_where_there_is_none_and_becomes_champion(settings, 
     prepare_policy(settings, notices)
     (entry,) = model_versions(settings.models)
     assert (entry.name, entry.champion, entry.trouble) == ("bitrate", True, "")
-    assert entry.metrics["validation_robust_mpc_qoe"]
+    assert entry.metrics["validation_robust_mpc_relative_qoe"]
     done = [notice.text for notice in notices.told if (notice.phase, notice.moment) == ("bitrate", Moment.DONE)]
     assert entry.version in done[0]
     told = len(notices.told)
     prepare_policy(settings, notices)
     assert {notice.phase for notice in notices.told[told:]} == {"policy"}
+
+
+def test_the_policy_s_process_ends_with_the_one_that_started_it(settings, tmp_path):
+    environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "PLAYHEAD_DATA": str(tmp_path / "none")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.preparation", POLICY], env=environment, stdin=subprocess.PIPE
+    )
+    process.stdin.close()
+    assert process.wait(60) == 1  # else it would train for minutes
+    assert not has_champions(settings)
 
 
 def test_evaluation_of_a_file(settings, dataset, notices, tmp_path):

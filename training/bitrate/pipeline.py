@@ -49,6 +49,11 @@ def relative_qoe(policy: Policy, sessions: Sessions) -> NDArray[np.float64]:
     return qoe
 
 
+def _lead(reached: NDArray[np.float64], rival: NDArray[np.float64]) -> float:
+    """Mean of what each session gained, bounded by MOST_GAINED."""
+    return float((reached - rival).clip(-MOST_GAINED, MOST_GAINED).mean())
+
+
 def train_bitrate(
     material: Material,
     destination: Path,
@@ -80,18 +85,16 @@ def train_bitrate(
     policy = BitratePolicy()
     rival = relative_qoe(Mpc(), material.validation())
 
-    def lead(now: BitratePolicy) -> float:
-        gained = relative_qoe(Greedy(now), material.validation()) - rival
-        return float(gained.clip(-MOST_GAINED, MOST_GAINED).mean())
-
     rounds = fit(
         policy, material.worlds, settings, seed=seed, progress=progress, checkpoint=checkpoint, budget_s=budget_s,
-        identity=material.name, validate=lead,
+        identity=material.name,
+        validate=lambda now: _lead(relative_qoe(Greedy(now), material.validation()), rival),
     )  # fmt: skip
+    reached = relative_qoe(Greedy(policy), material.validation())
     metrics = {
-        "validation_qoe": float(relative_qoe(Greedy(policy), material.validation()).mean()),
-        "validation_robust_mpc_qoe": float(rival.mean()),
-        "validation_lead": lead(policy),
+        "validation_relative_qoe": float(reached.mean()),
+        "validation_robust_mpc_relative_qoe": float(rival.mean()),
+        "validation_lead": _lead(reached, rival),
     }
     artifact = export_bitrate(
         destination, policy, metrics=metrics, report={"rounds": rounds}, data_snapshot=material.name, seed=seed

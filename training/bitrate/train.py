@@ -108,7 +108,7 @@ def fit(
     while run.predicted < settings.predictor_rounds:
         loss = run.predict()
         progress("throughput", run.predicted, settings.predictor_rounds, f"pinball {loss:.4f}")
-    started = time.monotonic()
+    started = time.monotonic() - run.spent_s
     note = ""
     while run.played < settings.rounds:
         done = run.played / settings.rounds
@@ -119,6 +119,7 @@ def fit(
         run.improve(done)
         if validate is not None and run.played % settings.validation_rounds == 0:
             note = f"validation {run.judge(validate):.4f}, best {run.best:.4f}"
+        run.spent_s = time.monotonic() - started
         if checkpoint is not None and run.played % settings.checkpoint_rounds == 0:
             run.store(checkpoint, identity)
         progress("policy", round(done * 1000), 1000, f"round {run.played}  reward {run.reward:.4f}  {note}")
@@ -142,7 +143,7 @@ class _Run:
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=settings.learning_rate)
         self.average = _copy(policy)
         self.predicted = self.played = self.updates = 0
-        self.reward = 0.0
+        self.reward = self.spent_s = 0.0
         self.best, self.kept, self.kept_round, self.judged = -math.inf, self.average, 0, -1
 
     def _random(self, stage: str, number: int) -> tuple[int, torch.Generator]:
@@ -260,7 +261,7 @@ class _Run:
             "average": self.average, "optimizer": self.optimizer.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(), "predicted": self.predicted, "played": self.played,
             "updates": self.updates, "best": self.best, "kept": self.kept, "kept_round": self.kept_round,
-            "judged": self.judged,
+            "judged": self.judged, "spent_s": self.spent_s,
         }  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
@@ -280,7 +281,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.average = state["average"]
-        for name in ("predicted", "played", "updates", "best", "kept", "kept_round", "judged"):
+        for name in ("predicted", "played", "updates", "best", "kept", "kept_round", "judged", "spent_s"):
             setattr(self, name, state[name])
 
 

@@ -99,7 +99,7 @@ def test_an_artifact_is_measured_resumable_and_serves(material: Material, tmp_pa
     state = tmp_path / "state.pt"
     artifact = train_bitrate(material, tmp_path / "bitrate", settings=TINY, checkpoint=state)
     assert not state.exists()
-    assert {"validation_qoe", "validation_robust_mpc_qoe"} <= set(artifact.manifest.metrics)
+    assert {"validation_lead", "validation_robust_mpc_relative_qoe"} <= set(artifact.manifest.metrics)
     assert artifact.manifest.data_snapshot == material.name
     policy = ModelPolicy(load_engine(artifact, GRAPH, batches=(1, 64)))
     sessions = material.worlds(0)[1]

@@ -99,6 +99,14 @@ def test_a_budget_ends_the_fit() -> None:
     assert 1 <= fit(BitratePolicy(), worlds, settings, seed=0, budget_s=0.5) < 1000
 
 
+def test_a_resumed_run_does_not_get_its_budget_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = FitSettings(rounds=10_000, predictor_rounds=1, play=PlaySettings(steps=4), parts=1, checkpoint_rounds=1)
+    state = tmp_path / "run.pt"
+    played = [fit(BitratePolicy(), worlds, settings, seed=0, budget_s=0.5, checkpoint=state) for _ in range(2)]
+    assert played[1] <= played[0] + 1
+
+
 def test_a_little_training_is_better_than_none() -> None:
     slow = [family for family in FAMILIES if family.name == "3g"]
 
