@@ -30,6 +30,7 @@ MISSING: Final = -1e9
 BYTES_PER_KBIT: Final = 125.0
 _BOUND: Final = 10.0
 _WORST_STALL: Final = 50.0
+_MOST_HOPELESS: Final = 1e5
 
 
 class Features(NamedTuple):
@@ -40,12 +41,14 @@ class Features(NamedTuple):
         rungs: of each rung (B, R, RUNG).
         plan: worth of each rung by the planner, relative to the best one (B, R).
         exists: 1 where there is a rung (B, R).
+        hopeless: worth of what each rung stalls beyond what the other features can tell, 0 or more (B, R).
     """
 
     context: Tensor
     rungs: Tensor
     plan: Tensor
     exists: Tensor
+    hopeless: Tensor
 
     def take(self, index: Tensor) -> "Features":
         """Those of some sessions."""
@@ -254,6 +257,9 @@ class Outlook(NamedTuple):
         best: worth with the best that can follow, relative to the best rung (B, S, R).
         steady: worth with the same rung held, likewise (B, S, R).
         plan: mean of `best` over scenarios, relative to the best rung (B, R).
+        hopeless: worth of the next segment's rebuffering beyond _BOUND, mean over scenarios, 0 or more (B, R). Where
+            even the lowest rung stalls that long all other features are at their bounds, and this alone tells how much
+            worse a higher one is.
     """
 
     after: Tensor
@@ -261,6 +267,7 @@ class Outlook(NamedTuple):
     best: Tensor
     steady: Tensor
     plan: Tensor
+    hopeless: Tensor
 
 
 FOLLOWERS: Final = 4
@@ -316,7 +323,10 @@ def play_out(scene: Scene, near: Tensor, far: Tensor) -> Outlook:
     def relative(values: Tensor) -> Tensor:
         return _bounded(values - (values - absent).amax(2, keepdim=True))
 
-    return Outlook(after, stalled, relative(best), relative(steady), relative(best.mean(1, keepdim=True))[:, 0])
+    hopeless = F.relu(-stall * stalled - _BOUND).mean(1).clamp(max=_MOST_HOPELESS)
+    return Outlook(
+        after, stalled, relative(best), relative(steady), relative(best.mean(1, keepdim=True))[:, 0], hopeless
+    )  # fmt: skip
 
 
 class BitratePolicy(nn.Module):
@@ -370,7 +380,7 @@ class BitratePolicy(nn.Module):
         around = (first * exists[..., None]).sum(1) / exists.sum(1, keepdim=True).clamp(min=1.0)
         second = F.relu(self.hidden(first) + self.pooled(around)[:, None])
         correction = self.score(second)[..., 0]
-        scores = correction + self.trust.exp() * features.plan
+        scores = correction + self.trust.exp() * features.plan - features.hopeless
         return torch.where(exists > 0, scores, MISSING)
 
     def describe(
@@ -402,7 +412,7 @@ class BitratePolicy(nn.Module):
         rungs = _describe_rungs(scene, outlook, near, probability, rungs_kbps, last_rung)
         session = _describe_session(scene, near, far, rungs_kbps, remaining, latency_s)
         context = torch.cat([history.features, session], dim=1)
-        return Features(context, rungs, outlook.plan, scene.exists), near, probability
+        return Features(context, rungs, outlook.plan, scene.exists, outlook.hopeless), near, probability
 
 
 def _describe_rungs(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.bitrate.observations import LOOKAHEAD, RUNGS, Observations
+from serve.bitrate.observations import LOOKAHEAD, PERCEPTUAL_WEIGHTS, RUNGS, Observations
 from tests.contracts.policy_contract import ladder
 from training.bitrate.export import example_observations
 from training.bitrate.model import (
@@ -128,3 +128,17 @@ def test_the_lookahead_matters(policy: BitratePolicy) -> None:
     heavy = seen.take(slice(None))
     heavy.segment_bytes[:, LOOKAHEAD - 1] *= 3
     assert np.abs(decide(policy, heavy)[0] - decide(policy, seen)[0])[:, :6].max() > 1e-3
+
+
+def test_on_a_network_that_carries_no_rung_the_lowest_is_taken() -> None:
+    """Every rung stalls beyond all bounds of the features: what the network learned must not choose among them."""
+    seen = ladder(6, batch=1)
+    seen.throughput_kbps[:, -3:], seen.download_s[:, -3:], seen.buffer_s[:] = 20, 60, 4
+    seen.quality[:] = 95 + seen.rungs_kbps[:, None] / 1000
+    seen.weights[:] = PERCEPTUAL_WEIGHTS
+    for seed in range(8):
+        torch.manual_seed(seed)
+        policy = BitratePolicy()
+        torch.nn.init.normal_(policy.score.weight, std=1.0)
+        scores, _, _ = policy(*tensors(seen, RUNGS))
+        assert int(scores.argmax()) == 0
