@@ -27,6 +27,19 @@ def material() -> Material:
     return Material.read(None, None, None)
 
 
+@pytest.fixture
+def varied(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
+    """All traces that were given to be varied."""
+    seen: list[Trace] = []
+
+    def keep(traces: Sequence[Trace], *given: Any, **named: Any) -> list[Trace]:
+        seen.extend(traces)
+        return vary(traces, *given, **named)
+
+    monkeypatch.setattr(material_module, "vary", keep)
+    return seen
+
+
 def test_worlds_are_made_of_their_seed_and_of_nothing_held_out(material: Material) -> None:
     first, again, other = (material.worlds(seed) for seed in (1, 1, 2))
     for one, same, different in zip(first, again, other, strict=True):
@@ -38,16 +51,7 @@ def test_worlds_are_made_of_their_seed_and_of_nothing_held_out(material: Materia
     assert len(material.held_out) == pytest.approx(len(material.traces) / 7, abs=1)
 
 
-def test_validation_is_the_same_each_time_and_of_held_out_traces_alone(
-    material: Material, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    varied: list[Trace] = []
-
-    def keep(traces: Sequence[Trace], *given: Any, **named: Any) -> list[Trace]:
-        varied.extend(traces)
-        return vary(traces, *given, **named)
-
-    monkeypatch.setattr(material_module, "vary", keep)
+def test_validation_is_the_same_each_time_and_of_held_out_traces_alone(material: Material, varied: list[Trace]) -> None:
     first, again = material.validation(), material.validation()
     assert first.state.tobytes() == again.state.tobytes()
     assert {trace.name for trace in varied} == {trace.name for trace in material.held_out}
@@ -65,14 +69,7 @@ def test_more_families_can_be_held_out() -> None:
             Material.read(None, None, None, without=wrong)
 
 
-def test_only_traces_that_train_are_varied(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
-    varied: list[Trace] = []
-
-    def keep(traces: Sequence[Trace], *given: Any, **named: Any) -> list[Trace]:
-        varied.extend(traces)
-        return vary(traces, *given, **named)
-
-    monkeypatch.setattr(material_module, "vary", keep)
+def test_only_traces_that_train_are_varied(material: Material, varied: list[Trace]) -> None:
     material.worlds(1)
     assert {trace.name for trace in varied} == {trace.name for trace in material.traces}
 
