@@ -6,9 +6,9 @@ RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help run test lint format types imports check bench clean
+.PHONY: help run test test-gpu lint format types imports check bench clean
 help:  ## show the verbs
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Playhead needs Python 3.11 or newer; none was found. Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -30,6 +30,10 @@ run: $(RUNTIME)  ## bring up everything on this machine and show a real home pag
 
 test: $(DEV)  ## run all tests that need no GPU, real Valkey and real Ray included
 	$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(DEV)  ## on an NVIDIA GPU: parity, latency, throughput, refit; says so in one line without one
+	@if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) --editable '.[dev,gpu]'; fi
+	@$(BIN)/python -m tests.gpu.suite $(ARGS)
 
 lint: $(DEV)  ## ruff: rules, docstrings, formatting
 	$(BIN)/ruff check .

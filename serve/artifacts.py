@@ -5,6 +5,7 @@
     <version>/<graph>.example.npz         example inputs (`in.<name>`) and what torch made of them (`out.<name>`)
     <version>/openvino/<graph>.xml .bin   OpenVINO IR
     <version>/tensorrt/<arch>/<graph>.engine   TensorRT engines; built where the GPU is, so no part of the version
+    <version>/tensorrt-rtx/<archs>/<graph>.engine   the same of TensorRT for RTX; built anywhere
     <version>/<table>.parquet             tables that go with the model, such as its vocabulary
 
 A manifest is data. Nothing in an artifact is unpickled, imported or executed by these functions.
@@ -18,7 +19,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -42,8 +43,8 @@ from serve.tensors import Array, GraphSpec, InputCheck, Name, check_outputs
 
 MANIFEST: Final = "manifest.json"
 CHAMPION: Final = "champion"
-DERIVED: Final = "tensorrt/"
-"""Files under this prefix are compiled from the rest for one GPU: hashed in the manifest, no part of the version."""
+DERIVED: Final = ("tensorrt/", "tensorrt-rtx/")
+"""Files under these are compiled from the rest for some GPUs: hashed in the manifest, no part of the version."""
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_FILE_BYTES: Final = 4 << 30
@@ -219,6 +220,48 @@ def read_artifact(path: Path | str) -> Artifact:
         if relative.endswith(".parquet"):
             _parquet(artifact, relative)
     return artifact
+
+
+def add_derived(artifact: Artifact, files: Mapping[str, bytes]) -> Artifact:
+    """Put derived files into an artifact, which keeps its version and stays loadable all the time.
+
+    Args:
+        artifact: the artifact.
+        files: path under one of DERIVED -> content; what is there already is replaced.
+
+    Returns:
+        The artifact as it is now.
+
+    Raises:
+        ArtifactError: if a path is no derived file's, or the artifact was damaged meanwhile.
+    """
+    for relative in files:
+        if not relative.startswith(DERIVED) or not _RELATIVE_PATH.fullmatch(relative):
+            raise ArtifactError(
+                field=f"files.{relative}",
+                got="a file of the version itself",
+                expected=f"a path under {' or '.join(DERIVED)}",
+                next_step="Write derived files only; the rest of an artifact never changes.",
+            )
+    replaced = [relative for relative in files if relative in artifact.manifest.files]
+    if replaced:  # while a file changes, no manifest lists it
+        _write_files(artifact, {name: digest for name, digest in artifact.manifest.files.items() if name not in files})
+    for relative, content in files.items():
+        target = artifact.path / relative
+        if target.parent.resolve() != target.parent:
+            raise ArtifactError(
+                field=f"files.{relative}", got="a folder behind a link", expected="a folder", next_step=_RESTORE
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, content)
+    digests = {relative: hashlib.sha256(content).hexdigest() for relative, content in files.items()}
+    _write_files(artifact, {**artifact.manifest.files, **digests})
+    return read_artifact(artifact.path)
+
+
+def _write_files(artifact: Artifact, files: Mapping[str, str]) -> None:
+    manifest = artifact.manifest.model_copy(update={"files": dict(files)})
+    replace_file(artifact.path / MANIFEST, f"{manifest.model_dump_json(indent=2)}\n".encode())
 
 
 def read_table(artifact: Artifact, name: str) -> pa.Table:

@@ -19,6 +19,8 @@ import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from serve.engines.fallback import take_fallbacks
+
 STAGES: Final = ("gateway", "features", "ranking", "encoder", "ranker", "page", "events", "bitrate", "planner")
 """Parts of an answer's way: gateway is the whole request; ranking holds encoder, ranker and page; bitrate
 is from readable sessions to decisions, planner one call of the policy, which requests may share."""
@@ -102,6 +104,12 @@ class Metrics:
             "stage_failures": Counter(
                 "playhead_stage_failures", "Calls of a stage that failed.", ["stage", "kind"], registry=self.registry
             ),
+            "engine_fallbacks": Counter(
+                "playhead_engine_fallbacks",
+                "Loads, bindings and calls of a graph that went to the CPU because the GPU could not take them.",
+                ["graph", "reason"],
+                registry=self.registry,
+            ),
         }
         self._pending: Tally[tuple[str, ...]] = Tally()
         self._refreshed = Gauge(
@@ -179,6 +187,8 @@ class Metrics:
         """Fold what waits into the metrics; call it about once a second."""
         for stage in self._stages.values():
             stage.flush()
+        for (graph, reason), count in take_fallbacks().items():
+            self._pending["engine_fallbacks", graph, reason] += count
         pending, self._pending = self._pending, Tally()
         for (name, *labels), count in pending.items():
             self._counters[name].labels(*labels).inc(count)

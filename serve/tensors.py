@@ -6,6 +6,7 @@ same name is the same size in all inputs and outputs of a call.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
@@ -17,6 +18,7 @@ from serve.errors import InvalidInput
 
 Array = NDArray[Any]
 Dtype = Literal["float32", "float16", "int64", "int32", "bool"]
+Precision = Literal["float32", "float16"]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Size = Annotated[int, Field(ge=1, le=2**40, strict=True)]
 
@@ -84,6 +86,12 @@ class GraphSpec:
         limits: dynamic dimension -> (least, greatest size), for each dynamic dimension of the inputs.
         ranking: set where the outputs are a ranked list.
         tolerance: greatest error of a float output against torch, relative to max(1, |torch's value|).
+        buckets: sizes that occur together: per bucket, dynamic dimension -> (least, usual, greatest size); dimensions
+            that a bucket leaves out have their limits. Each call must fit one bucket; the first that fits is used, so
+            put small ones first. Empty: every combination within the limits. Compilers reserve memory for the
+            greatest combination of a bucket, and choose kernels for the usual one.
+        precision: least precision that an engine may multiply matrices in; one that does must still keep the
+            tolerance. Everything else is computed in the types of the graph.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -91,6 +99,12 @@ class GraphSpec:
     limits: dict[Name, tuple[Size, Size]]
     ranking: Ranking | None = None
     tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-4
+    # Left out of the manifest where they say nothing: the versions of artifacts that are older than they are stay.
+    buckets: Annotated[
+        tuple[Annotated[dict[Name, tuple[Size, Size, Size]], Field(min_length=1)], ...],
+        Field(max_length=16, exclude_if=lambda buckets: not buckets),
+    ] = ()
+    precision: Annotated[Precision, Field(exclude_if=lambda precision: precision == "float32")] = "float32"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -118,6 +132,41 @@ class GraphSpec:
                     raise ValueError(f"ranking needs a two-dimensional {kind} output {name}")
         return self
 
+    @model_validator(mode="after")
+    def _buckets_within_limits(self) -> Self:
+        for bucket in self.buckets:
+            for dimension, (least, usual, greatest) in bucket.items():
+                low, high = self.limits.get(dimension, (0, 0))
+                if not low <= least <= usual <= greatest <= high:
+                    raise ValueError(f"bucket {bucket}: {dimension} must rise and be within {low} to {high}")
+        return self
+
+    def bucket(self, sizes: Mapping[str, int]) -> int | None:
+        """Place of the first bucket that sizes fit, or None; where there are no buckets, 0: the limits.
+
+        Args:
+            sizes: dynamic dimension -> size, within the limits; dimensions that are left out fit.
+        """
+        if not self.buckets:
+            return 0
+        for place, bucket in enumerate(self.buckets):
+            if all(bucket[name][0] <= size <= bucket[name][2] for name, size in sizes.items() if name in bucket):
+                return place
+        return None
+
+    def fixed(self, sizes: Mapping[str, int]) -> "GraphSpec":
+        """The spec of this graph where some dynamic dimensions always have the same size.
+
+        Raises:
+            InvalidInput: if no bucket holds these sizes together.
+        """
+        limits = self.limits | {name: (size, size) for name, size in sizes.items()}
+        same = {name: (size, size, size) for name, size in sizes.items()}
+        fitting = [bucket for bucket in self.buckets if replace(self, buckets=(bucket,)).bucket(sizes) is not None]
+        if self.buckets and not fitting:
+            raise _no_bucket("sizes", sizes)
+        return replace(self, limits=limits, buckets=tuple(bucket | same for bucket in fitting))
+
 
 class InputCheck:
     """Checks the inputs of each call of one graph against its spec.
@@ -134,6 +183,7 @@ class InputCheck:
         self._graph = graph
         self._specs = {tensor.name: tensor for tensor in spec.inputs}
         self._limits = dict(spec.limits)
+        self._bucket = spec.bucket if spec.buckets else None
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in spec.inputs}
         self._ranges = {
             tensor.name: _bounds(tensor) for tensor in spec.inputs if tensor.dtype != "bool" and not _unbounded(tensor)
@@ -175,6 +225,7 @@ class InputCheck:
                     continue
                 raise self._error(name, "nothing", str(spec), "Pass it with the call, or bind it before.")
             checked[name] = self._shaped(name, spec, inputs[name], known)
+        self._fits_a_bucket(known)
         for name, array in checked.items():
             if name in self._ranges:
                 self._within(name, array, known)
@@ -207,6 +258,10 @@ class InputCheck:
                 )
         return value if value.flags.c_contiguous else np.ascontiguousarray(value)
 
+    def _fits_a_bucket(self, known: Mapping[str, int]) -> None:
+        if self._bucket is not None and self._bucket(known) is None:
+            raise _no_bucket(self._graph, known)
+
     def _within(self, name: str, array: Array, known: Mapping[str, int]) -> None:
         spec = self._specs[name]
         low, high = self._ranges[name]
@@ -223,6 +278,15 @@ class InputCheck:
 
     def _error(self, name: str, got: str, expected: str, next_step: str) -> InvalidInput:
         return InvalidInput(field=f"{self._graph}.{name}", got=got, expected=expected, next_step=next_step)
+
+
+def _no_bucket(field: str, sizes: Mapping[str, int]) -> InvalidInput:
+    return InvalidInput(
+        field=field,
+        got=", ".join(f"{dimension} = {size}" for dimension, size in sizes.items()),
+        expected="sizes that one of the graph's buckets holds together",
+        next_step="Make the batch or the other dimensions smaller; the manifest's buckets say what fits.",
+    )
 
 
 def _bounds(spec: TensorSpec) -> tuple[float, float]:

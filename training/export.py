@@ -222,7 +222,7 @@ def _trials(spec: GraphSpec, sizes: Mapping[str, int]) -> list[dict[str, int]]:
     for dimension, (least, greatest) in spec.limits.items():
         for size in (least, min(greatest, max(MAX_TRIAL_SIZE, sizes[dimension]))):
             trial = {**sizes, dimension: size}
-            if trial not in trials:
+            if trial not in trials and spec.bucket(trial) is not None:
                 trials.append(trial)
     return trials
 

@@ -5,8 +5,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from serve.artifacts import Artifact
+from serve.artifacts import DERIVED, Artifact
 from serve.engines.base import Engine
+from serve.engines.fallback import FallbackEngine, count_fallback
 from serve.errors import InvalidInput, PlayheadError
 
 Device = Literal["auto", "cpu", "cuda", "torch"]
@@ -29,7 +30,8 @@ def load_engine(
         artifact: a checked artifact (`read_artifact`).
         graph: name of the graph.
         device: `cpu` OpenVINO; `cuda` TensorRT on this machine's GPU; `torch` the reference; `auto` takes `cuda` if
-            the artifact has an engine for this machine's GPU and it runs, else `cpu`, and logs why.
+            the artifact has an engine for this machine's GPU and it runs, else `cpu`, and logs and counts why. A call
+            that the GPU can't take later, such as for want of memory, runs on the CPU too.
         threads: CPU threads that one call may use (`cpu` only).
         batches: sizes of the dimension `B` to warm up.
         sizes: dynamic dimensions that will always have this size (`cpu` only): a graph of many small operations runs
@@ -68,11 +70,15 @@ def load_engine(
 def _load_auto(
     artifact: Artifact, graph: str, *, threads: int, batches: Sequence[int], sizes: Mapping[str, int] | None
 ) -> Engine:
-    if any(path.startswith("tensorrt/") and path.endswith(f"/{graph}.engine") for path in artifact.manifest.files):
-        try:
-            return load_engine(artifact, graph, "cuda", batches=batches)
-        except PlayheadError as error:
-            _log.warning("engine %s/%s: not on the GPU: %s", artifact.manifest.name, graph, error)
-    else:
-        _log.info("engine %s/%s: not on the GPU: the artifact has no TensorRT engine", artifact.manifest.name, graph)
-    return load_engine(artifact, graph, "cpu", threads=threads, batches=batches, sizes=sizes)
+    name = artifact.manifest.name
+    derived = any(path.startswith(DERIVED) and path.endswith(f"/{graph}.engine") for path in artifact.manifest.files)
+    if not derived:
+        _log.info("engine %s/%s: not on the GPU: the artifact has no TensorRT engine", name, graph)
+        return load_engine(artifact, graph, "cpu", threads=threads, batches=batches, sizes=sizes)
+    processor = load_engine(artifact, graph, "cpu", threads=threads, batches=batches)
+    try:
+        return FallbackEngine(name, load_engine(artifact, graph, "cuda", batches=batches), processor)
+    except PlayheadError as error:
+        _log.warning("engine %s/%s: not on the GPU: %s", name, graph, error)
+        count_fallback(f"{name}/{graph}", "load")
+    return load_engine(artifact, graph, "cpu", threads=threads, batches=batches, sizes=sizes) if sizes else processor

@@ -68,6 +68,7 @@ class Engine(ABC):
         view = copy.copy(self)
         view._resident = {**kept, **{name: self._place(array) for name, array in arrays.items()}}  # noqa: SLF001
         view._resident_sizes = seen  # noqa: SLF001
+        view._rebound()  # noqa: SLF001
         return view
 
     @property
@@ -105,8 +106,9 @@ class Engine(ABC):
                     next_step="Use another device, or export the model again on this kind of machine.",
                 )
         least, greatest = self.spec.limits.get(BATCH, (1, 0))
+        _, sizes = self._check(inputs, {}, {})
         for size in batches:
-            if least <= size <= greatest:
+            if least <= size <= greatest and self.spec.bucket({**sizes, BATCH: size}) is not None:
                 self._warm(resized(self.spec, inputs, {BATCH: size}))
         return errors
 
@@ -122,6 +124,9 @@ class Engine(ABC):
     @abstractmethod
     def _run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Run checked inputs together with the resident ones."""
+
+    def _rebound(self) -> None:  # noqa: B027 - most engines keep nothing that depends on what is bound
+        """Part with what belongs to the engine that this one was copied from; other inputs are bound now."""
 
     @abstractmethod
     def _place(self, array: Array) -> Any:

@@ -4,7 +4,6 @@ import functools
 import importlib
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from types import ModuleType
 from typing import Any, Self
 
@@ -86,7 +85,7 @@ class OpenVinoEngine(Engine):
             model = _core().read_model(artifact.read_bytes(relative), tensor)
             _same_ports(relative, spec, model)
             if sizes:
-                spec = replace(spec, limits=spec.limits | {name: (size, size) for name, size in sizes.items()})
+                spec = spec.fixed(sizes)
                 shapes = [
                     [sizes.get(str(size), -1) if isinstance(size, str) else size for size in tensor.shape]
                     for tensor in spec.inputs

@@ -91,7 +91,7 @@ class Ranker(nn.Module):
         )
         objectives = torch.sigmoid(self.objectives(torch.relu(self.hidden(features))))
         score = torch.where(retrieval > -1e30, objectives.sum(-1), retrieval)
-        score, order = score.sort(dim=1, descending=True, stable=True)
+        score, order = score.topk(K, dim=1)  # a stable sort has no ONNX form
         play, finish, thumbs_up = (objectives[..., place].gather(1, order) for place in range(3))
         return candidates.gather(1, order), score, retrieval.gather(1, order), play, finish, thumbs_up
 

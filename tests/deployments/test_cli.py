@@ -17,7 +17,7 @@ from deployments.state import RunFolder, StackState
 HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openvino", "redis", "httpx", "pydantic"}
 
 SURFACE = {
-    (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "load", "home"},
+    (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "load", "home"},
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate"},
     ("eval",): {"recommend", "bitrate"},
@@ -41,6 +41,7 @@ OPTIONS = {
     },
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
     ("models",): {"--json"},
+    ("compile",): {"--target", "--version", "--arch", "--again", "--json"},
     ("load",): {"--rps", "--seconds", "--seed", "--url", "--allow-remote", "--html", "--json"},
     ("home",): {"--url", "--json"},
 }

@@ -17,6 +17,7 @@ from serve.artifacts import (
     MAX_FILE_BYTES,
     Artifact,
     Manifest,
+    add_derived,
     content_version,
     read_artifact,
     read_champion,
@@ -216,8 +217,44 @@ def test_provenance_is_no_part_of_the_version(artifact: Artifact) -> None:
     assert content_version(manifest.model_copy(update={"git_commit": "abc"})) == manifest.version
     assert content_version(manifest.model_copy(update={"metrics": {"ndcg@10": 0.3}})) != manifest.version
     assert content_version(manifest.model_copy(update={"data_snapshot": "other"})) != manifest.version
-    engines = {**manifest.files, "tensorrt/sm90/encoder.engine": "0" * 64}
-    assert content_version(manifest.model_copy(update={"files": engines})) == manifest.version
+    for folder in ("tensorrt/sm90", "tensorrt-rtx/sm86-sm89"):
+        engines = {**manifest.files, f"{folder}/encoder.engine": "0" * 64}
+        assert content_version(manifest.model_copy(update={"files": engines})) == manifest.version
+    other = {**manifest.files, "tensorrt-other/encoder.engine": "0" * 64}
+    assert content_version(manifest.model_copy(update={"files": other})) != manifest.version
+
+
+class TestDerivedFiles:
+    @pytest.fixture
+    def copied(self, artifact: Artifact, tmp_path: Path) -> Artifact:
+        return read_artifact(copy_of(artifact, tmp_path))
+
+    def test_they_are_added_and_replaced_and_checked(self, copied: Artifact) -> None:
+        relative = "tensorrt-rtx/sm86-sm89/encoder.engine"
+        for content in (b"one", b"other"):
+            added = add_derived(read_artifact(copied.path), {relative: content})
+            assert added.version == copied.version
+            assert added.read_bytes(relative) == content
+        flip(copied.path / relative)
+        with pytest.raises(ArtifactError, match=r"tensorrt-rtx/sm86-sm89/encoder\.engine.*SHA-256"):
+            read_artifact(copied.path)
+
+    @pytest.mark.parametrize(
+        "relative",
+        ["encoder.pt2", "tensorrt", "tensorrt/../encoder.pt2", "tensorrt-rtx//x", "/tensorrt/x", "tensorrt/a/b/c/d"],
+    )
+    def test_nothing_else_is_written(self, copied: Artifact, relative: str) -> None:
+        with pytest.raises(ArtifactError, match="a file of the version itself"):
+            add_derived(copied, {relative: b"x"})
+        assert read_artifact(copied.path).manifest == copied.manifest
+
+    def test_nothing_is_written_behind_a_link(self, copied: Artifact, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (copied.path / "tensorrt").symlink_to(outside)
+        with pytest.raises(ArtifactError, match="a folder behind a link"):
+            add_derived(copied, {"tensorrt/sm86/encoder.engine": b"x"})
+        assert list(outside.iterdir()) == []
 
 
 def test_tables(artifact: Artifact) -> None:

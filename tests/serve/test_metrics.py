@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve.engines.fallback import count_fallback, take_fallbacks
 from serve.metrics import BUCKETS_S, Metrics, PendingHistogram
 
 WORKER = """
@@ -119,3 +120,15 @@ def test_processes_that_share_a_folder_show_on_one_page(tmp_path: Path) -> None:
         for worker in workers:
             worker.kill()
             worker.communicate()
+
+
+def test_engines_that_fall_back_are_counted_once() -> None:
+    take_fallbacks()
+    metrics = Metrics()
+    for reason in ("call", "call", "load"):
+        count_fallback("small/encoder", reason)
+    metrics.flush()
+    metrics.flush()
+    text = metrics.render().decode()
+    assert 'playhead_engine_fallbacks_total{graph="small/encoder",reason="call"} 2.0' in text
+    assert 'playhead_engine_fallbacks_total{graph="small/encoder",reason="load"} 1.0' in text

@@ -38,6 +38,12 @@ Y = TensorSpec("y", "float32", ("B",))
         (lambda: GraphSpec((X,), (TensorSpec("y", "float32", ("T",)),), {"B": (1, 2)}), "no input has"),
         (lambda: GraphSpec((X,), (Y,), {"B": (1, 2)}, ranking=Ranking("y", "y")), "ranking"),
         (lambda: GraphSpec((X,), (Y,), {"B": (1, 2)}, tolerance=0), "tolerance"),
+        (lambda: GraphSpec((X,), (Y,), {"B": (1, 9)}, buckets=({"B": (1, 5, 4)},)), "must rise and be within 1 to 9"),
+        (lambda: GraphSpec((X,), (Y,), {"B": (2, 9)}, buckets=({"B": (1, 2, 4)},)), "must rise and be within 2 to 9"),
+        (lambda: GraphSpec((X,), (Y,), {"B": (1, 9)}, buckets=({"B": (1, 2, 10)},)), "must rise and be within 1 to 9"),
+        (lambda: GraphSpec((X,), (Y,), {"B": (1, 9)}, buckets=({"T": (1, 2, 3)},)), "T must rise"),
+        (lambda: GraphSpec((X,), (Y,), {"B": (1, 9)}, buckets=({},)), "at least 1"),
+        (lambda: GraphSpec((X,), (Y,), {"B": (1, 9)}, precision="bfloat16"), "float16"),  # type: ignore[arg-type]
     ],
 )
 def test_a_spec_that_contradicts_itself_is_refused(spec: Any, complaint: str) -> None:
@@ -124,3 +130,55 @@ class TestDifferences:
         actual["candidates"][0, 3:] = 7
         actual["play"][0, 3:] = 9
         assert max(differences(self.spec, expected, actual).values()) == 0
+
+
+FRAMES = GraphSpec(
+    inputs=(TensorSpec("frames", "float32", ("B", "H", "W")),),
+    outputs=(Y,),
+    limits={"B": (1, 16), "H": (8, 2160), "W": (8, 4096)},
+    buckets=({"H": (8, 540, 1080), "W": (8, 960, 1920)}, {"B": (1, 1, 2)}),
+)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "place"),
+    [
+        ({"B": 16, "H": 1080, "W": 1920}, 0),
+        ({"B": 1, "H": 8, "W": 8}, 0),
+        ({"B": 2, "H": 1081, "W": 8}, 1),
+        ({"B": 2, "H": 2160, "W": 4096}, 1),
+        ({"B": 3, "H": 1081, "W": 8}, None),
+        ({"B": 3}, 0),
+        ({"H": 2160}, 1),
+        ({}, 0),
+    ],
+)
+def test_sizes_find_their_bucket(sizes: dict[str, int], place: int | None) -> None:
+    assert FRAMES.bucket(sizes) == place
+    assert specs()["encoder"].bucket(sizes) == 0  # no buckets: all that is within the limits
+
+
+def test_a_call_that_fits_no_bucket_is_refused() -> None:
+    check = InputCheck("g", FRAMES)
+    check({"frames": np.zeros((2, 1200, 8), np.float32)}, {}, {})
+    with pytest.raises(InvalidInput) as caught:
+        check({"frames": np.zeros((3, 1200, 8), np.float32)}, {}, {})
+    assert (caught.value.field, caught.value.got) == ("g", "'B = 3, H = 1200, W = 8'")
+
+
+def test_fixed_sizes_keep_the_buckets_that_they_fit() -> None:
+    large = FRAMES.fixed({"H": 2160})
+    assert large.limits == {"B": (1, 16), "H": (2160, 2160), "W": (8, 4096)}
+    assert large.buckets == ({"B": (1, 1, 2), "H": (2160, 2160, 2160)},)
+    with pytest.raises(InvalidInput, match="H = 2160"):
+        FRAMES.fixed({"H": 2160, "B": 3})
+    assert specs()["encoder"].fixed({"T": 5}).buckets == ()
+
+
+def test_what_a_spec_does_not_say_is_not_in_its_json() -> None:
+    """Else the versions of all older artifacts would change."""
+    adapter = TypeAdapter(GraphSpec)
+    assert not {"buckets", "precision"} & set(adapter.dump_python(specs()["encoder"], mode="json"))
+    said = adapter.dump_json(FRAMES)
+    assert adapter.validate_json(said) == FRAMES
+    assert b"buckets" in said

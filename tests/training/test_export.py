@@ -1,5 +1,6 @@
 """Export: the same content is the same version, what is wrong is said before anything appears."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from serve.engines import load_engine
 from serve.errors import ArtifactError, InvalidInput
 from serve.tensors import GraphSpec, TensorSpec
 from tests.contracts.small_model import export, small_artifact
-from training.export import ExportGraph, export_artifact
+from training.export import ExportGraph, _trials, export_artifact
 
 
 class Scale(nn.Module):
@@ -131,3 +132,8 @@ def test_a_bad_export_is_refused_and_leaves_nothing(
     with pytest.raises(error, match=complaint):
         export_one(tmp_path, module, spec)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_that_no_bucket_holds_are_not_tried() -> None:
+    assert [trial["B"] for trial in _trials(SPEC, {"B": 2})] == [2, 1, 8]
+    assert [trial["B"] for trial in _trials(replace(SPEC, buckets=({"B": (1, 3, 3)},)), {"B": 2})] == [2, 1]
