@@ -5,20 +5,26 @@ Importing this module imports torch.
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from deployments.progress import Moment, Notice, Reporter, phase
 from features.events import EventKind
 from features.settings import Settings
-from serve.artifacts import Artifact, set_champion
+from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
+from serve.quality.libvmaf import NAME as LIBVMAF
+from serve.quality.scorer import BACKENDS, ENGINE, FullReferenceScorer
 from training.bitrate.comparison import Request, compare
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
 from training.datasets import Dataset, prepare
+from training.quality.export import NAME as VMAF
+from training.quality.export import export_vmaf
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
 from training.recommend.interactions import Interactions, read_interactions
@@ -151,3 +157,68 @@ def interactions_of_dataset(dataset: Dataset) -> Interactions:
     events = events.filter(events["kind"] != EventKind.IMPRESSION.value)
     vocabulary = events["title_id"].unique().sort().to_list()
     return interactions_of(events, vocabulary, dataset.name)
+
+
+def evaluate_quality(
+    reference: Path, distorted: Path, settings: Settings, reporter: Reporter, *, model: str, backend: str, every: int
+) -> dict[str, Any]:
+    """Score a clip against its reference by Playhead's graph, by libvmaf, or by both.
+
+    Args:
+        reference: the clip as it should be.
+        distorted: an encode of it.
+        settings: where models lie; the model `vmaf` is exported there if it is not yet.
+        reporter: told of the phases `vmaf` and `scoring`.
+        model: a published VMAF model.
+        backend: both, engine or libvmaf.
+        every: score one frame in so many.
+
+    Returns:
+        `vmaf` and `libvmaf` (pooled figures and `frames`), `difference` where both were asked for, and how the clips
+        were brought together.
+    """
+    scorer = FullReferenceScorer(vmaf_artifact(settings, reporter))
+    report: dict[str, Any] = {"model": model, "every": every}
+    with phase(reporter, "scoring") as found:
+        results = {}
+        for name in BACKENDS if backend == "both" else (backend,):
+
+            def advance(count: int, name: str = name) -> None:
+                text = f"{name}: frame {count}"
+                reporter.tell(Notice(phase="scoring", moment=Moment.ADVANCE, share=None, text=text))
+
+            results[name] = scorer.score(reference, distorted, model=model, backend=name, every=every, advance=advance)
+        found.append(", ".join(f"{name} {result.pooled.mean:.3f}" for name, result in results.items()))
+    for name, result in results.items():
+        frames = zip(result.indices.tolist(), result.times_s.tolist(), result.scores.tolist(), strict=True)
+        report["vmaf" if name == ENGINE else name] = asdict(result.pooled) | {
+            "backend": result.backend,
+            "frames": [{"frame": frame, "time_s": time_s, "vmaf": score} for frame, time_s, score in frames],
+        }
+    first = next(iter(results.values()))
+    report["vmaf"] = report.get("vmaf", report.get(LIBVMAF))
+    if len(results) > 1:
+        away = results[ENGINE].scores - results[LIBVMAF].scores
+        worst = int(np.abs(away).argmax())
+        report["difference"] = {
+            "mean_absolute": float(np.abs(away).mean()), "max_absolute": float(np.abs(away).max()),
+            "worst_frame": int(first.indices[worst]),
+        }  # fmt: skip
+    report["corrections"] = list(first.alignment.corrections)
+    report["notes"] = list(first.alignment.notes)
+    return report
+
+
+def vmaf_artifact(settings: Settings, reporter: Reporter) -> Artifact:
+    """The live version of the model `vmaf`; it is exported and made live where there is none.
+
+    Its parameters are read from the installed package that carries the published models.
+    """
+    live = read_champion(settings.models, VMAF)
+    if live is not None:
+        return read_artifact(live)
+    with phase(reporter, VMAF) as found:
+        artifact = export_vmaf(settings.models / VMAF)
+        set_champion(settings.models, VMAF, artifact.version)
+        found.append(f"{VMAF} {artifact.version}")
+    return artifact

@@ -102,6 +102,68 @@ def bitrate(
         output.answer(report)
 
 
+@app.command("quality")
+def quality(
+    reference: Annotated[Path, typer.Argument(help="The clip as it should be.")],
+    distorted: Annotated[Path, typer.Argument(help="An encode of it.")],
+    *,
+    model: Annotated[
+        str, typer.Option(help="vmaf_v0.6.1, or vmaf_v0.6.1neg, which enhancement can't fool.")
+    ] = "vmaf_v0.6.1",
+    backend: Annotated[
+        str, typer.Option(help="engine (Playhead's graph), libvmaf, or both and their difference.")
+    ] = "both",
+    every: Annotated[int, typer.Option(min=1, max=1000, help="Score one frame in so many.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """VMAF of a clip against its reference, frame by frame and pooled.
+
+    Differing size, rate, start, bars and colour range are found and corrected, and said; what can't be is an error.
+    """
+    from features.settings import Settings  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        from deployments.jobs import evaluate_quality  # noqa: PLC0415  (imports torch)
+        from serve.errors import InvalidInput  # noqa: PLC0415
+        from serve.quality.scorer import BACKENDS  # noqa: PLC0415
+
+        if backend not in {"both", *BACKENDS}:
+            raise InvalidInput(
+                field="--backend", got=backend, expected="both, engine or libvmaf", next_step="Correct --backend."
+            )
+        with reporting(output) as reporter:
+            report = evaluate_quality(
+                reference, distorted, Settings.from_env(), reporter, model=model, backend=backend, every=every
+            )
+        output.console.print(_quality(report))
+        if "difference" in report:
+            away = report["difference"]
+            output.console.print(
+                f"  difference  mean {away['mean_absolute']:.4f}, largest {away['max_absolute']:.4f} "
+                f"at frame {away['worst_frame']}", markup=False,
+            )  # fmt: skip
+        for note in (*report["corrections"], *report["notes"]):
+            output.console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
+        output.answer(report)
+
+
+def _quality(report: dict[str, Any]) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column(report["model"], no_wrap=True)
+    for name in ("mean", "harmonic", "p1", "p5", "worst second", "frames"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("vmaf", "libvmaf"):
+        if name not in report or (name == "libvmaf" and report["vmaf"] is report["libvmaf"]):
+            continue
+        row = report[name]
+        margin = f" ±{row['margin']:.2f}" if row["margin"] else ""
+        figures = (f"{row[key]:.3f}" for key in ("harmonic_mean", "p1", "p5", "worst_second"))
+        table.add_row(row["backend"], f"{row['mean']:.3f}{margin}", *figures, str(len(row["frames"])))
+    return table
+
+
 def _bitrates(text: str | None) -> list[float] | None:
     """Bitrates from text.
 

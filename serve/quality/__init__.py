@@ -1,0 +1,1 @@
+"""Perceptual quality of video: clips read, aligned and scored, and scores foretold from bitstreams."""

@@ -1,0 +1,152 @@
+"""ADM2: the share of the reference's visible detail that is left, in the form of libvmaf.
+
+Li et al. 2011, "Image quality assessment by separately evaluating detail losses and additive impairments".
+Four levels of a Daubechies-2 wavelet. The distorted picture is split into what is left of the reference and what was
+added; both are weighted by the eye's contrast sensitivity, and what was added masks what is left.
+"""
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.quality.filters import HORIZONTAL, VERTICAL, along, echoed, rounded
+
+LEVELS: Final = 4
+
+_LOW: Final = (15826, 27411, 7345, -4240)
+_HIGH: Final = (-4240, -7345, 27411, -15826)
+_TAP_UNIT: Final = 32768
+"""Daubechies-2 in fixed point."""
+
+_FIRST_GRAINS: Final = {VERTICAL: 128.0, HORIZONTAL: 64.0}
+"""libvmaf keeps the finest level in steps of one in so many after each pass; the others are near enough to exact."""
+
+_MIDDLE: Final = 128.0
+"""Taken off the luma first, as in libvmaf: it moves where the finest level's rounding falls."""
+
+_SQUARE_GRAINS: Final = (None, 2.0**11, 2.0**8, 2.0**5)
+"""libvmaf rounds the reference's squared coefficients up to such steps, from the second level on."""
+
+_VIEWING_DISTANCE: Final = 3.0
+_DISPLAY_LINES: Final = 1080
+"""The eye is three heights away from a display of 1,080 lines."""
+
+_AMPLITUDES: Final = ((0.67234, 0.72709), (0.41317, 0.49428), (0.22727, 0.28688), (0.11792, 0.15214))
+_ORIENTATIONS: Final = (1.0, 0.534)
+"""Of the horizontal and vertical band, and of the diagonal one (Watson et al. 1997, "Visibility of wavelet quantization
+noise", tables IV and V, luma)."""
+
+_BORDER_RANGE: Final = 10
+_SAME_DIRECTION: Final = math.cos(math.pi / 180) ** 2
+_ROOM: Final = 32.0
+_TINY: Final = 1e-30
+
+
+def sensitivity(level: int, orientation: int) -> float:
+    """What a coefficient is multiplied by: one over its visibility threshold (Watson et al. 1997, equations 1 and 9).
+
+    Args:
+        level: 0, the finest, to 3.
+        orientation: 0 horizontal or vertical, 1 diagonal.
+    """
+    per_degree = _VIEWING_DISTANCE * _DISPLAY_LINES * math.pi / 180
+    octaves = math.log10(2.0 ** (level + 1) * 0.401 * _ORIENTATIONS[orientation] / per_degree)
+    return _AMPLITUDES[level][orientation] / (2 * 0.495 * 10 ** (0.466 * octaves**2))
+
+
+class Adm(nn.Module):
+    """ADM2.
+
+    Args:
+        gain_limit: most that detail may be enhanced by and still count as the reference's; 1.0 is VMAF's NEG form.
+    """
+
+    def __init__(self, gain_limit: float = 100.0) -> None:
+        super().__init__()
+        self.gain_limit = gain_limit
+        self.register_buffer("low", torch.tensor(_LOW, dtype=torch.float32) / _TAP_UNIT, persistent=False)
+        self.register_buffer("high", torch.tensor(_HIGH, dtype=torch.float32) / _TAP_UNIT, persistent=False)
+        self.register_buffer("around", torch.ones(3, 1, 3, 3), persistent=False)
+        weights = [[sensitivity(level, place // 2) for place in range(3)] for level in range(LEVELS)]
+        self.register_buffer("weights", torch.tensor(weights).view(LEVELS, 1, 3, 1, 1), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Detail left, about 0 to 1 (B, 1).
+
+        Args:
+            frames: luma of the reference and of the distorted picture, in 8-bit steps (B, 2, H, W).
+        """
+        left, there = [], []
+        frames = frames - _MIDDLE
+        for level in range(LEVELS):
+            bands = self._split(frames, finest=level == 0)  # (B, 2, H', W') by direction, the coarse picture first
+            frames = bands[0]
+            reference, distorted = (
+                torch.cat([band[:, picture : picture + 1] for band in bands[1:]], dim=1) for picture in (0, 1)
+            )
+            now_left, now_there = self._level(reference, distorted, level)
+            left.append(now_left)
+            there.append(now_there)
+        return torch.cat(left, dim=1).sum(1, keepdim=True) / torch.cat(there, dim=1).sum(1, keepdim=True)
+
+    def _split(self, frames: Tensor, *, finest: bool) -> list[Tensor]:
+        """The four bands of the next level: the coarse picture, two of one direction, the diagonal one."""
+        bands = [frames]
+        for axis in (VERTICAL, HORIZONTAL):
+            bands = [
+                along(echoed(band, 2, axis), taps, axis, stride=2)
+                for band in bands
+                for taps in (self.get_buffer("low"), self.get_buffer("high"))
+            ]
+            if finest:
+                bands = [rounded(band, _FIRST_GRAINS[axis]) for band in bands]
+        return bands
+
+    def _level(self, original: Tensor, seen: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Visible detail that is left, and that was there (B, 1) each, from the bands of both pictures (B, 3, H, W)."""
+        weights = self.get_buffer("weights")[level]
+        first, second = original[:, :2], seen[:, :2]  # the diagonal band has no direction
+        product = (first * second).sum(1, keepdim=True)
+        sizes = first.square().sum(1, keepdim=True) * second.square().sum(1, keepdim=True)
+        same = (product >= 0) & (product * product >= _SAME_DIRECTION * sizes)
+        share = (seen / (original + _TINY)).clamp(0.0, 1.0)
+        rest = share * original
+        if level == 0:  # where coefficients are a few steps of libvmaf's fixed point, its rounding counts
+            rest = rounded(rounded(share, _TAP_UNIT) * original, _FIRST_GRAINS[HORIZONTAL])
+        grown = rest * self.gain_limit
+        enhanced = torch.where(rest > 0, torch.minimum(grown, seen), torch.maximum(grown, seen))
+        rest = torch.where(same & (rest != 0), enhanced, rest)
+        added = (seen - rest).abs() * weights
+        near = F.conv2d(echoed(echoed(added, 1, VERTICAL), 1, HORIZONTAL), self.get_buffer("around"), groups=3)
+        mask = (near + added).sum(1, keepdim=True) / 30
+        inside = _inside(original)
+        room = 3 * (inside.sum() / _ROOM).pow(1 / 3)
+        left = _norm((rest.abs() * weights - mask).clamp(min=0.0).pow(3), inside)
+        there = _norm(_grown(original, _SQUARE_GRAINS[level]) * original.abs() * weights.pow(3), inside)
+        return left + room, there + room
+
+
+def _grown(values: Tensor, grain: float | None) -> Tensor:
+    """Squares, as libvmaf's rounding makes them."""
+    squares = values.square()
+    return squares if grain is None else torch.floor(squares * grain + 1) / grain
+
+
+def _norm(cubes: Tensor, inside: Tensor) -> Tensor:
+    """Cube roots of the bands' sums within the border, added up (B, 1)."""
+    return (cubes * inside).sum((2, 3)).pow(1 / 3).sum(1, keepdim=True)
+
+
+def _inside(band: Tensor) -> Tensor:
+    """1 but in a tenth, less half a pixel, at each side, where it is 0 (H, W)."""
+    lines, columns = (_within(size, band) for size in band.shape[2:])
+    return lines[:, None] * columns
+
+
+def _within(size: int, band: Tensor) -> Tensor:
+    border = (size - _BORDER_RANGE // 2) // _BORDER_RANGE
+    place = torch.arange(size, device=band.device)
+    return ((place >= border) & (place < size - border)).to(band.dtype)

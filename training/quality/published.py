@@ -1,0 +1,96 @@
+"""Published VMAF models: their parameters, read from an installed package that carries them or from a file."""
+
+import importlib.resources
+import json
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from serve.errors import InvalidInput, NotFound
+from serve.quality.fusion import FEATURES, Fusion
+
+CARRIER: Final = "ffmpeg_quality_metrics"
+"""The package whose `vmaf_models` folder holds the models as JSON."""
+
+MODELS: Final = ("vmaf_v0.6.1", "vmaf_v0.6.1neg")
+"""That are served."""
+
+MAX_MODEL_BYTES: Final = 4 << 20
+_GAIN_LIMIT: Final = 100.0
+_PUBLISHED_NAMES: Final = [f"VMAF_integer_feature_{name}_score" for name in FEATURES]
+
+
+def read_published(model: str | Path) -> Fusion:
+    """Read a model by its published name, or from a JSON file of that form.
+
+    Raises:
+        NotFound: there is no such model or file.
+        InvalidInput: it is no model of the features that are computed here.
+    """
+    path = Path(model)
+    try:
+        if path.suffix == ".json":
+            text = path.read_text("utf-8")
+        else:
+            folder = importlib.resources.files(CARRIER) / "vmaf_models"
+            text = (folder / f"{path.name}.json").read_text("utf-8")
+    except (OSError, UnicodeDecodeError, ModuleNotFoundError) as error:
+        raise NotFound(
+            field="model", got=f"{model}: {error}", expected=f"one of {', '.join(MODELS)}, or a model's JSON file",
+            next_step="Name one of them.",
+        ) from None  # fmt: skip
+    if len(text) > MAX_MODEL_BYTES:
+        raise _refused(str(model), f"{len(text)} characters", f"at most {MAX_MODEL_BYTES}")
+    try:
+        return _parse(path.stem if path.suffix == ".json" else path.name, json.loads(text))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _refused(str(model), f"{type(error).__name__}: {error}", "a VMAF model of version 0.6.1's form") from None
+
+
+def _parse(name: str, content: dict[str, Any]) -> Fusion:
+    model = content["model_dict"]
+    if model["model_type"] != "LIBSVMNUSVR" or model["norm_type"] != "linear_rescale":
+        raise _refused(name, f"{model['model_type']}, {model['norm_type']}", "LIBSVMNUSVR, linear_rescale")
+    features = model["feature_names"]
+    if features != _PUBLISHED_NAMES:
+        raise _refused(name, ", ".join(features), ", ".join(_PUBLISHED_NAMES))
+    if model.get("score_transform", {}).get("enabled"):
+        raise _refused(name, "a transformed score", "a model without score transform")
+    head, _, body = model["model"].partition("SV\n")
+    facts = dict(line.split(" ", 1) for line in head.splitlines())
+    if facts["svm_type"] != "nu_svr" or facts["kernel_type"] != "rbf":
+        raise _refused(name, f"{facts['svm_type']}, {facts['kernel_type']}", "nu_svr, rbf")
+    rows = [line.split() for line in body.splitlines() if line.strip()]
+    vectors = np.zeros((len(rows), len(features)))
+    for row, (_, *entries) in enumerate(rows):
+        for entry in entries:
+            place, value = entry.split(":")
+            vectors[row, int(place) - 1] = float(value)
+    slopes, intercepts = (np.array(model[key], np.float64) for key in ("slopes", "intercepts"))
+    least, most = model["score_clip"]
+    fusion = Fusion(
+        name=name, gain_limit=_gain_limit(name, model.get("feature_opts_dicts", [])), gamma=float(facts["gamma"]),
+        rho=float(facts["rho"]), slopes=slopes[1:], intercepts=intercepts[1:], output=(slopes[0], intercepts[0]),
+        score_range=(float(least), float(most)), coefficients=np.array([float(row[0]) for row in rows]),
+        vectors=vectors,
+    )  # fmt: skip
+    numbers = (fusion.slopes, fusion.intercepts, fusion.coefficients, vectors, np.array([fusion.gamma, fusion.rho]))
+    if len(fusion.slopes) != len(features) or not all(np.isfinite(array).all() for array in numbers):
+        raise _refused(name, "numbers that are missing or not finite", f"{len(features)} slopes, all finite")
+    return fusion
+
+
+def _gain_limit(name: str, options: list[dict[str, float]]) -> float:
+    """The one enhancement gain that VIF and ADM share."""
+    known = {"adm_enhn_gain_limit", "vif_enhn_gain_limit"}
+    unknown = {key for entry in options for key in entry} - known
+    limits = {value for entry in options for value in entry.values()}
+    if unknown or len(limits) > 1 or not all(math.isfinite(limit) and limit >= 1 for limit in limits):
+        raise _refused(name, f"feature options {options}", "one enhancement gain of 1 or more for VIF and ADM alike")
+    return float(limits.pop()) if limits else _GAIN_LIMIT
+
+
+def _refused(name: str, got: str, expected: str) -> InvalidInput:
+    return InvalidInput(field=f"model {name}", got=got, expected=expected, next_step="Name another model.")
