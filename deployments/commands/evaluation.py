@@ -142,6 +142,12 @@ def quality(
                 f"  difference  mean {away['mean_absolute']:.4f}, largest {away['max_absolute']:.4f} "
                 f"at frame {away['worst_frame']}", markup=False,
             )  # fmt: skip
+        if "no_reference" in report:
+            guess = report["no_reference"]["clip"]
+            output.console.print(
+                f"  without the reference  {guess['vmaf']:.1f}, from {guess['low']:.1f} to {guess['high']:.1f}",
+                markup=False,
+            )
         for note in (*report["corrections"], *report["notes"]):
             output.console.print(f"  [yellow]![/] {escape(note)}", soft_wrap=True)
         output.answer(report)

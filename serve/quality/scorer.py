@@ -1,5 +1,6 @@
 """Full-reference quality of a clip: align, pair, score by the backend that fits, pool."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,19 +111,24 @@ class FullReferenceScorer:
             raise InvalidInput(field="every", got=str(every), expected="1 or more", next_step="Correct it.")
         alignment = align(reference, distorted, limits)
         chosen = self._fastest(model) if backend == "auto" else backend
-        if chosen == libvmaf.NAME:
-            stream = _counted(pairs(reference, distorted, alignment, limits), advance)
-            depth = max(alignment.reference.bit_depth, alignment.distorted.bit_depth)
-            found = libvmaf.score_pairs(
-                stream, model=model, bit_depth=depth, every=every, threads=limits.threads, deadline_s=limits.deadline_s
-            )
-            scores, features, times_s, indices = found.scores, found.features, found.times_s, found.indices
-            name = libvmaf.NAME
-        else:
-            engine = self._engine(model)
-            stream = _counted(pairs(reference, distorted, alignment, limits, every=every), advance)
-            features, times_s, indices = features_of(engine, stream)
-            scores, name = self._models[model].scores(features), f"{ENGINE} {engine.device}"
+        by_library = chosen == libvmaf.NAME
+        # libvmaf is shown every pair: it measures motion from one to the next.
+        with contextlib.closing(
+            pairs(reference, distorted, alignment, limits, every=1 if by_library else every)
+        ) as read:
+            stream = _counted(read, advance)
+            if by_library:
+                depth = max(alignment.reference.bit_depth, alignment.distorted.bit_depth)
+                found = libvmaf.score_pairs(
+                    stream, model=model, bit_depth=depth, every=every, threads=limits.threads,
+                    deadline_s=limits.deadline_s,
+                )  # fmt: skip
+                scores, features, times_s, indices = found.scores, found.features, found.times_s, found.indices
+                name = libvmaf.NAME
+            else:
+                engine = self._engine(model)
+                features, times_s, indices = features_of(engine, stream)
+                scores, name = self._models[model].scores(features), f"{ENGINE} {engine.device}"
         return Quality(
             model=model, backend=name, scores=scores, features=features, times_s=times_s, indices=indices,
             pooled=pool(scores, times_s, every), alignment=alignment,

@@ -68,7 +68,8 @@ class Adm(nn.Module):
         super().__init__()
         self.gain_limit = gain_limit
         self.register_buffer("low", torch.tensor(_LOW, dtype=torch.float32) / _TAP_UNIT, persistent=False)
-        self.register_buffer("high", torch.tensor(_HIGH, dtype=torch.float32) / _TAP_UNIT, persistent=False)
+        steep = -torch.tensor(_HIGH, dtype=torch.float32).cumsum(0)[:3] / _TAP_UNIT  # of differences: the taps sum to 0
+        self.register_buffer("steep", steep, persistent=False)
         self.register_buffer("around", torch.ones(3, 1, 3, 3), persistent=False)
         weights = [[sensitivity(level, place // 2) for place in range(3)] for level in range(LEVELS)]
         self.register_buffer("weights", torch.tensor(weights).view(LEVELS, 1, 3, 1, 1), persistent=False)
@@ -81,8 +82,9 @@ class Adm(nn.Module):
         """
         left, there = [], []
         frames = frames - _MIDDLE
+        rest = torch.zeros_like(frames)
         for level in range(LEVELS):
-            bands = self._split(frames, finest=level == 0)  # (B, 2, H', W') by direction, the coarse picture first
+            bands, rest = self._split(frames, rest, level)  # (B, 2, H', W') by direction, the coarse picture first
             frames = bands[0]
             reference, distorted = (
                 torch.cat([band[:, picture : picture + 1] for band in bands[1:]], dim=1) for picture in (0, 1)
@@ -92,18 +94,35 @@ class Adm(nn.Module):
             there.append(now_there)
         return torch.cat(left, dim=1).sum(1, keepdim=True) / torch.cat(there, dim=1).sum(1, keepdim=True)
 
-    def _split(self, frames: Tensor, *, finest: bool) -> list[Tensor]:
-        """The four bands of the next level: the coarse picture, two of one direction, the diagonal one."""
-        bands = [frames]
+    def _split(self, frames: Tensor, rest: Tensor, level: int) -> tuple[list[Tensor], Tensor]:
+        """The four bands of the next level: the coarse picture, two of one direction, the diagonal one.
+
+        The direction of a coefficient of nearly nothing decides whether its hundredfold enhancement counts: it must not
+        drown in the rounding of the coarse picture that it comes from: that one is carried as a sum of two parts, the
+        first a multiple of `grain` whose products with the taps are exact, and steep filters see differences only.
+
+        Args:
+            frames: the coarse picture of the level before (B, 2, H, W).
+            rest: what is to be added to it (B, 2, H, W).
+            level: 0, the finest, to 3.
+        """
+        grain = float(2 ** max(level - 1, 0))
+        parts = [(frames, rest)]
         for axis in (VERTICAL, HORIZONTAL):
-            bands = [
-                along(echoed(band, 2, axis), taps, axis, stride=2)
-                for band in bands
-                for taps in (self.get_buffer("low"), self.get_buffer("high"))
-            ]
-            if finest:
-                bands = [rounded(band, _FIRST_GRAINS[axis]) for band in bands]
-        return bands
+            divided = []
+            for first, second in parts:
+                whole = torch.floor(first / grain) * grain
+                wide = echoed(torch.cat([whole, (first - whole) + second], dim=1), 2, axis)
+                low = along(wide, self.get_buffer("low"), axis, stride=2)
+                high = along(_differences(wide, axis), self.get_buffer("steep"), axis, stride=2)
+                divided += [(low[:, :2], low[:, 2:]), (high[:, :2] + high[:, 2:], torch.zeros_like(high[:, :2]))]
+            if level == 0:
+                divided = [
+                    (rounded(first + second, _FIRST_GRAINS[axis]), torch.zeros_like(first)) for first, second in divided
+                ]
+            parts = divided
+        (coarse, rest), *bands = parts
+        return [coarse, *(first + second for first, second in bands)], rest
 
     def _level(self, original: Tensor, seen: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Visible detail that is left, and that was there (B, 1) each, from the bands of both pictures (B, 3, H, W)."""
@@ -127,6 +146,11 @@ class Adm(nn.Module):
         left = _norm((rest.abs() * weights - mask).clamp(min=0.0).pow(3), inside)
         there = _norm(_grown(original, _SQUARE_GRAINS[level]) * original.abs() * weights.pow(3), inside)
         return left + room, there + room
+
+
+def _differences(x: Tensor, axis: int) -> Tensor:
+    """Of neighbours along an axis, the later less the earlier; one less of them."""
+    return x[:, :, 1:] - x[:, :, :-1] if axis == VERTICAL else x[..., 1:] - x[..., :-1]
 
 
 def _grown(values: Tensor, grain: float | None) -> Tensor:

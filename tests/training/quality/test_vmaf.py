@@ -1,6 +1,7 @@
 """VMAF in torch against libvmaf, frame by frame."""
 
 import itertools
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ def _encoded(clip: Clip, content: str, codec: str, depth: int, crf: int) -> tupl
 
 
 def _pairs(reference: Path, distorted: Path) -> list[Pair]:
-    return list(pairs(reference, distorted, align(reference, distorted, Limits()), Limits()))
+    with closing(pairs(reference, distorted, align(reference, distorted, Limits()), Limits())) as stream:
+        return list(stream)
 
 
 def _stack(rows: list[Pair], name: str) -> torch.Tensor:

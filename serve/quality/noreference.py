@@ -1,0 +1,128 @@
+"""Quality of a clip that has no reference: the VMAF its segments would have had, each with an interval."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.artifacts import Artifact
+from serve.engines import Device, load_engine
+from serve.quality.bitstream import features, read_segments
+from serve.quality.media import Limits, decode, probe
+from serve.quality.sampling import resolution_facts, sample_stream
+
+Floats = NDArray[np.float64]
+
+SEGMENT_S: Final = 4.0
+_LUMA_STEP: Final = {8: 1.0, 10: 0.25}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one segment, or a clip, is estimated at, in points of VMAF.
+
+    Attributes:
+        vmaf: median, 0 to 100.
+        low: lower end of the interval.
+        high: upper end.
+    """
+
+    vmaf: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoReference:
+    """Estimates of a clip.
+
+    Attributes:
+        method: what they are made of: both, bitstream or frames.
+        coverage: share of segments of unseen content that lie in their intervals, as held-out content showed.
+        clip: means over the segments; the interval's ends are means too, which is cautious.
+        segments: one estimate each, in order.
+        segment_s: length of a segment, but the last.
+    """
+
+    method: str
+    coverage: float
+    clip: Estimate
+    segments: tuple[Estimate, ...]
+    segment_s: float
+
+
+class NoReferenceScorer:
+    """Estimates by the model `quality`: from the bitstream, from decoded frames, or from the mean of both.
+
+    Args:
+        artifact: of the model.
+        device: where its graphs run.
+    """
+
+    def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
+        self._parameters: dict[str, Any] = dict(artifact.manifest.parameters)
+        self._bitstream = load_engine(artifact, "bitstream", device)
+        self._frames = load_engine(artifact, "frames", device)
+
+    def score(self, path: Path, *, display_height: int | None = None, limits: Limits | None = None) -> NoReference:
+        """Estimate a clip.
+
+        Args:
+            path: a local file.
+            display_height: lines that it is shown at; None: its own.
+            limits: of reading it.
+
+        Raises:
+            NotFound, InvalidInput: see serve.quality.media.probe and serve.quality.bitstream.read_segments.
+        """
+        limits = limits or Limits()
+        video = probe(path, limits)
+        facts = read_segments(path, display_height, segment_s=SEGMENT_S)
+        method = "both" if self._parameters["use_both"] else "bitstream"
+        quantiles = self._bitstream({"features": features(facts)})["quantiles"].astype(np.float64)
+        if method == "both":
+            step = _LUMA_STEP[video.bit_depth]
+            stream = ((frame.time_s, frame.pixels * np.float32(step)) for frame in decode(path, video, limits))
+            seen = [
+                self._frames(
+                    {
+                        "patches": patches[None],
+                        "facts": resolution_facts(
+                            one.height, one.display_height, one.fps, bits_per_pixel=one.bits_per_pixel
+                        )[None],
+                    }
+                )["quantiles"][0]
+                for one, patches in zip(facts, _patches(stream), strict=False)
+            ]
+            quantiles[: len(seen)] = (quantiles[: len(seen)] + np.array(seen, np.float64)) / 2
+        width = float(self._parameters["widths"][method])
+        segments = tuple(_estimate(row, width) for row in quantiles)
+        return NoReference(
+            method=method, coverage=float(self._parameters["coverage"]), clip=_mean(segments), segments=segments,
+            segment_s=SEGMENT_S,
+        )  # fmt: skip
+
+
+def _patches(stream: Iterator[tuple[float, NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
+    """Patches of each segment in turn."""
+    for number, frames in itertools.groupby(stream, key=lambda frame: int(frame[0] / SEGMENT_S + 1e-6)):
+        start_s = number * SEGMENT_S
+        yield sample_stream(((time_s - start_s, luma) for time_s, luma in frames), SEGMENT_S)
+
+
+def _estimate(quantiles: Floats, width: float) -> Estimate:
+    low, middle, high = quantiles[0], quantiles[1], quantiles[-1]
+    return Estimate(
+        vmaf=float(middle), low=float(np.clip(min(low - width, middle), 0, 100)),
+        high=float(np.clip(max(high + width, middle), 0, 100)),
+    )  # fmt: skip
+
+
+def _mean(estimates: tuple[Estimate, ...]) -> Estimate:
+    return Estimate(
+        **{name: float(np.mean([getattr(one, name) for one in estimates])) for name in ("vmaf", "low", "high")}
+    )
