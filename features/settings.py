@@ -20,12 +20,14 @@ class Settings:
         redis_url: online store and event log (REDIS_URL; the embedded Valkey's where unset).
         feast_registry: path or SQL URL of Feast's registry (PLAYHEAD_FEAST_REGISTRY).
         store_deadline_ms: longest wait for one online read.
+        media: the one folder whose clips may be measured (PLAYHEAD_MEDIA); None where unset: none may.
     """
 
     home: Path
     redis_url: str
     feast_registry: str
     store_deadline_ms: float = 50.0
+    media: Path | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
@@ -40,6 +42,7 @@ class Settings:
             redis_url=env.get("REDIS_URL", "redis://127.0.0.1:6399/0"),
             feast_registry=env.get("PLAYHEAD_FEAST_REGISTRY", str(home / "feast" / "registry.db")),
             store_deadline_ms=_milliseconds("PLAYHEAD_STORE_DEADLINE_MS", env.get("PLAYHEAD_STORE_DEADLINE_MS", "50")),
+            media=Path(env["PLAYHEAD_MEDIA"]).resolve() if env.get("PLAYHEAD_MEDIA") else None,
         )
 
     @property

@@ -4,6 +4,7 @@
                    -> events                     placement `split`: Features, Ranker and Planner are deployments of
                    -> lookups -> planner         their own, behind handles with deadlines; a stand-in answers when they
                                                  do not: popular titles, the simple bitrate rule
+                   -> quality jobs               in child processes of the gateway's, in either placement
 
 Serve config: import_path `serve.app:build`, args as in serve.arguments.Arguments. How many replicas, on what, is the
 config's business (deployments/serve/*.yaml). Stages know nothing of Ray; only this module does.
@@ -30,10 +31,14 @@ from serve.bitrate.segments import FeatureLookups
 from serve.errors import PlayheadError
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
+from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
 from serve.gateway.stages import ModelState, Stages
 from serve.live import LiveModel, LiveRanker, Sources
 from serve.metrics import Metrics
+from serve.quality.intake import Intake, IntakeSettings
+from serve.quality.jobs import JobStore
+from serve.quality.runner import QualityRunner
 from serve.ranking import Ranker, RankerSettings
 from serve.schemas import Answer, HomeQuery
 
@@ -91,7 +96,8 @@ async def open_gateway(
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
-    beside = [live.run, lambda: every(_FLUSH_S, metrics.flush)]
+    quality = _quality(arguments)
+    beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
     told: list[Callable[[], Sequence[ModelState]]] = []
     if ranker is None:
         told.append(lambda: live.states)
@@ -126,6 +132,7 @@ async def open_gateway(
     return create(
         stages,
         metrics,
+        quality=quality,
         entrance=entrance,
         request_log=arguments.request_log(),
         store_deadline_ms=settings.store_deadline_ms,
@@ -231,6 +238,14 @@ class PlannerReplica:
 
     async def __del__(self) -> None:
         await self.close()
+
+
+def _quality(arguments: Arguments) -> QualityStage:
+    """The quality jobs of this home folder, and what works on them here."""
+    settings, limits = arguments.settings(), arguments.quality
+    store = JobStore(settings.home / "quality", limits)
+    given = IntakeSettings(media=settings.media, models=settings.models, device=arguments.device, limits=limits)
+    return QualityStage(store=store, intake=Intake(given, store), runner=QualityRunner(store, limits.running))
 
 
 def _live_planner(arguments: Arguments, metrics: Metrics) -> tuple[BitratePlanner, LiveModel]:

@@ -12,6 +12,7 @@ from features.settings import Settings
 from serve.errors import InvalidInput
 from serve.gateway.entrance import EntranceSettings
 from serve.logs import RequestLogSettings
+from serve.quality.jobs import QualityLimits
 
 TOKEN_VARIABLE: Final = "PLAYHEAD_API_TOKEN"  # noqa: S105 - its name, not a token
 
@@ -29,6 +30,8 @@ class Arguments(BaseModel):
         device: where the engines run: cpu, torch, cuda or auto.
         threads: threads of an engine.
         home: state folder; None: PLAYHEAD_HOME.
+        media: the one folder whose clips may be measured; None: PLAYHEAD_MEDIA.
+        quality: bounds of the quality jobs.
         redis_url: online store; None: REDIS_URL.
         store_deadline_ms: longest wait for a profile's features; None: PLAYHEAD_STORE_DEADLINE_MS.
         stage_deadline_ms: longest wait for a stage that runs elsewhere.
@@ -52,6 +55,8 @@ class Arguments(BaseModel):
     device: Literal["cpu", "torch", "cuda", "auto"] = "cpu"
     threads: int = Field(default=1, ge=1, le=64)
     home: Path | None = None
+    media: Path | None = None
+    quality: QualityLimits = QualityLimits()
     redis_url: str | None = None
     store_deadline_ms: float | None = Field(default=None, gt=0)
     stage_deadline_ms: float = Field(default=200.0, gt=0)
@@ -68,6 +73,7 @@ class Arguments(BaseModel):
         """The shared settings: these arguments, else the environment."""
         given = {
             "PLAYHEAD_HOME": None if self.home is None else str(self.home),
+            "PLAYHEAD_MEDIA": None if self.media is None else str(self.media),
             "REDIS_URL": self.redis_url,
             "PLAYHEAD_STORE_DEADLINE_MS": None if self.store_deadline_ms is None else str(self.store_deadline_ms),
         }

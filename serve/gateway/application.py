@@ -19,6 +19,7 @@ from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
 from serve.gateway.ops import OpsRoutes
 from serve.gateway.player import PlayerRoutes
+from serve.gateway.quality import QualityRoutes, QualityStage
 from serve.gateway.requests import ModelRoute
 from serve.gateway.stages import Stages
 from serve.logs import RequestLog, RequestLogSettings
@@ -35,6 +36,7 @@ def create(
     stages: Stages,
     metrics: Metrics,
     *,
+    quality: QualityStage,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
     store_deadline_ms: float,
@@ -45,6 +47,7 @@ def create(
     Args:
         stages: what answers.
         metrics: where requests are counted and stages timed.
+        quality: what answers the quality routes.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
         store_deadline_ms: longest wait for a profile's features, milliseconds.
@@ -67,6 +70,7 @@ def create(
     app.router.route_class = ModelRoute
     PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
     BitrateRoutes(Decider(stages.planner, stages.lookups, metrics)).add_to(app)
+    QualityRoutes(quality).add_to(app)
     OpsRoutes(stages, metrics).add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:

@@ -346,7 +346,8 @@ def _check_size(path: Path, stream: VideoStream, limits: Limits) -> tuple[int, i
     width, height = stream.width, stream.height
     context = stream.codec_context
     if width <= 0 or height <= 0:
-        _refuse(path, "no picture size", "a video with a picture size in its header", _ENCODE)
+        expected = f"a picture size in its header, up to {limits.max_pixels} pixels in all"
+        _refuse(path, "no picture size that is allowed", expected, "Scale the video down, or encode it anew.")
     if max(width * height, context.coded_width * context.coded_height) > limits.max_pixels:
         got = f"{max(width, context.coded_width)}x{max(height, context.coded_height)} pixels"
         _refuse(path, got, f"up to {limits.max_pixels} in all", "Scale the video down.")

@@ -13,6 +13,8 @@ def test_values_come_from_the_environment(tmp_path):
     settings = Settings.from_env(env)
     assert (settings.home, settings.redis_url, settings.store_deadline_ms) == (tmp_path, env["REDIS_URL"], 12.5)
     assert Settings.from_env({}).store_deadline_ms == 50.0
+    assert Settings.from_env({"PLAYHEAD_MEDIA": str(tmp_path)}).media == tmp_path
+    assert Settings.from_env({"PLAYHEAD_MEDIA": ""}).media is Settings.from_env({}).media is None
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0", "-1", "nan", "inf"])

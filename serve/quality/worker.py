@@ -1,0 +1,189 @@
+"""The process that works on one job: `python -m serve.quality.worker FOLDER PARENT`.
+
+It holds the job's lock for as long as it lives, and ends itself with all that it started when the job is cancelled,
+its deadline passes or its parent dies.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from serve.artifacts import read_artifact
+from serve.errors import NotFound, PlayheadError, Unavailable
+from serve.quality.files import find_file
+from serve.quality.jobs import BUSY, JobStore, QualityLimits, failed, held, late, now_ms, problem_of
+from serve.quality.media import Limits, probe
+from serve.quality.schemas import QualityProblem, Status, Task
+from serve.quality.scorer import FullReferenceScorer, Quality
+
+_NICENESS: Final = 10
+_LOOK_S: Final = 0.2
+_TELL_S: Final = 0.5
+_MAX_FILE_BYTES: Final = 2 << 30
+
+
+class Work:
+    """Work on one job.
+
+    Args:
+        folder: the job's.
+        parent: process that this one must not outlive; 0 for none.
+    """
+
+    def __init__(self, folder: Path, parent: int) -> None:
+        self._store = JobStore(folder.parent, QualityLimits())
+        self._name = folder.name
+        self._parent = parent
+        self._job = self._store.read(self._name)
+        self._until = time.monotonic() + self._job.task.deadline_s
+        self._told = 0.0
+        self._ended = threading.Event()
+        self._state = threading.Lock()
+        self._status = Status(state="running", updated_ts=now_ms(), attempts=self._job.status.attempts + 1)
+
+    def run(self) -> None:
+        """Score, and write what came out."""
+        if self._job.ended:
+            return
+        self._store.write(self._name, self._status)
+        threading.Thread(target=self._watch, daemon=True).start()
+        task = self._job.task
+        try:
+            report = self._score(task)
+        except PlayheadError as error:
+            self._fail(problem_of(_without_paths(error, task)))
+        except Exception as error:  # noqa: BLE001 - whatever a library raises, the job ends and says so
+            traceback.print_exception(error)
+            self._fail(problem_of(_unknown(error)))
+        else:
+            with self._state:
+                self._ended.set()
+                total = self._status.total or self._status.done
+                done = {"state": "finished", "updated_ts": now_ms(), "done": total, "total": total}
+                self._store.finish(self._name, self._status.model_copy(update=done), report)
+
+    def _score(self, task: Task) -> bytes:
+        try:
+            artifact = read_artifact(task.artifact)
+        except PlayheadError as error:
+            raise Unavailable(
+                field="model", got="no whole artifact `vmaf`", expected="a version of it",
+                next_step="Make it anew: playhead eval quality.",
+            ) from error  # fmt: skip
+        limits = Limits(**task.limits)
+        scorer = FullReferenceScorer(artifact, task.device)
+        files, frames = [], []
+        for field in ("reference", "distorted"):
+            path = find_file(Path(task.media), getattr(task, field), field)
+            try:
+                facts = probe(path, limits)
+            except PlayheadError as error:
+                error.field = field
+                raise
+            files.append(path)
+            frames.append(facts.frames or round((facts.duration_s or 0) * facts.frames_per_s))
+        self._status = self._status.model_copy(update={"total": min(frames) or None})
+        try:
+            found = scorer.score(
+                files[0], files[1], model=task.model, every=task.every, limits=limits, advance=self._advance
+            )
+        except PlayheadError as error:
+            names = [path.name for path in files]
+            if error.field in names and names[0] != names[1]:
+                error.field = "reference" if error.field == names[0] else "distorted"
+            raise
+        return render(found, artifact.manifest.version)
+
+    def _advance(self, count: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= _TELL_S:
+            self._told = now
+            with self._state:
+                if not self._ended.is_set():
+                    self._status = self._status.model_copy(update={"done": count, "updated_ts": now_ms()})
+                    self._store.write(self._name, self._status)
+
+    def _fail(self, problem: QualityProblem) -> None:
+        with self._state:
+            if not self._ended.is_set():
+                self._ended.set()
+                self._store.write(self._name, failed(self._status, problem))
+
+    def _watch(self) -> None:
+        """End this process and its children where it is no longer wanted."""
+        while not self._ended.wait(_LOOK_S):
+            if time.monotonic() > self._until:
+                self._fail(late(self._job.task.deadline_s))
+                _end_all()
+            if self._store.is_cancelled(self._name) or (self._parent and os.getppid() != self._parent):
+                _end_all()
+
+
+def render(found: Quality, version: str) -> bytes:
+    """A report as JSON."""
+    frames = zip(found.indices.tolist(), found.times_s.tolist(), found.scores.tolist(), strict=True)
+    return orjson.dumps(
+        {
+            "model": found.model,
+            "version": version,
+            "backend": found.backend,
+            "pooled": asdict(found.pooled),
+            "frames": [{"frame": frame, "time_s": time_s, "vmaf": score} for frame, time_s, score in frames],
+            "corrections": found.alignment.corrections,
+            "notes": found.alignment.notes,
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+def _without_paths(error: PlayheadError, task: Task) -> PlayheadError:
+    """An error that says nothing of where this machine keeps its files."""
+    for folder in (os.path.realpath(task.media), task.media, os.environ.get("TMPDIR", "")):
+        if folder:
+            error.got = error.got.replace(f"{folder}/", "").replace(folder, "")
+    return error
+
+
+def _unknown(error: Exception) -> Unavailable:
+    return Unavailable(
+        field="job", got=type(error).__name__, expected="a report",
+        next_step="Look at the worker.log of this job on the service's machine; then POST it again.",
+    )  # fmt: skip
+
+
+def _end_all() -> None:
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def main(folder: Path, parent: int = 0) -> int:
+    """Work on a job.
+
+    Returns:
+        Exit status: 0 where its state says how it ended, BUSY where another worker has it.
+    """
+    os.nice(_NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))
+    with held(folder) as mine:
+        if not mine:
+            return BUSY
+        with contextlib.suppress(NotFound):
+            Work(folder, parent).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))

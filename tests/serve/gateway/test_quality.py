@@ -1,0 +1,205 @@
+"""POST, GET and DELETE /v1/quality in one process, with real workers on real clips."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.arguments import Arguments
+from serve.artifacts import read_artifact
+from serve.quality.jobs import QualityLimits
+from serve.quality.schemas import QualityJob
+from serve.quality.scorer import FullReferenceScorer
+from tests.serve.gateway.conftest import OpenClient, install_model
+from tests.serve.quality.conftest import clip, film
+from tests.serve.quality.small_vmaf import small_vmaf
+from tests.serve.quality.test_jobs import gone, media, swept, workers
+
+__all__ = ["clip", "film", "media"]
+
+PAIR: dict[str, Any] = {"reference": "film.mkv", "distorted": "encodes/film.mp4"}
+LONG: dict[str, Any] = {"reference": "long.mp4", "distorted": "encodes/long.mp4"}
+
+
+@pytest.fixture
+def measuring(arguments: Arguments, media: Path) -> Arguments:
+    """Arguments of a gateway with a media folder and VMAF's artifact."""
+    assert arguments.home is not None
+    install_model(arguments.home, small_vmaf(), "vmaf")
+    return arguments.model_copy(update={"media": media})
+
+
+def job_of(answer: httpx.Response, status: int = 200) -> QualityJob:
+    assert answer.status_code == status, answer.text
+    job = QualityJob.model_validate_json(answer.content)
+    assert job.request_id == answer.headers["x-request-id"]
+    return job
+
+
+def problem_of(answer: httpx.Response, status: int) -> dict[str, str]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    (error,) = answer.json()["errors"]
+    assert set(error) == {"field", "got", "expected", "next_step"}
+    return dict(error)
+
+
+async def ended(client: httpx.AsyncClient, name: str) -> QualityJob:
+    deadline = time.monotonic() + 60
+    while (job := job_of(await client.get(f"/v1/quality/{name}"))).state in {"queued", "running"}:
+        assert time.monotonic() < deadline, job
+        await asyncio.sleep(0.05)
+    return job
+
+
+async def running(client: httpx.AsyncClient, name: str) -> QualityJob:
+    deadline = time.monotonic() + 60
+    while not (job := job_of(await client.get(f"/v1/quality/{name}"))).progress.done:
+        assert time.monotonic() < deadline, job
+        await asyncio.sleep(0.05)
+    return job
+
+
+async def test_report_of_a_short_clip_comes_at_once(measuring: Arguments, media: Path, open_client: OpenClient) -> None:
+    async with open_client(measuring) as client:
+        job = job_of(await client.post("/v1/quality", json=PAIR | {"wait_s": 8}))
+        again = job_of(await client.post("/v1/quality", json=PAIR | {"wait_s": 0}))
+    assert job.state == "finished"
+    assert job.report is not None
+    expected = FullReferenceScorer(read_artifact(small_vmaf()), "cpu").score(
+        media / PAIR["reference"], media / PAIR["distorted"], backend="libvmaf"
+    )
+    assert job.report.pooled.mean == pytest.approx(expected.pooled.mean)
+    assert [frame.vmaf for frame in job.report.frames] == pytest.approx(expected.scores.tolist())
+    assert job.report.version == small_vmaf().name
+    assert (again.job, again.report, again.created_ts) == (job.job, job.report, job.created_ts)
+
+
+async def test_long_clip_is_a_job_that_can_be_watched_and_cancelled(
+    measuring: Arguments, open_client: OpenClient
+) -> None:
+    async with open_client(measuring) as client:
+        answer = await client.post("/v1/quality", json=LONG | {"wait_s": 0})
+        job = job_of(answer, 202)
+        assert answer.headers["location"] == f"/v1/quality/{job.job}"
+        assert job.report is None
+        seen = await running(client, job.job)
+        assert (seen.state, seen.progress.total) == ("running", 600)
+        assert (await client.get("/healthz")).status_code == 200
+        ours = workers()
+        assert ours
+        assert job_of(await client.delete(f"/v1/quality/{job.job}")).state == "cancelled"
+        await gone(ours)
+        assert job_of(await client.get(f"/v1/quality/{job.job}")).state == "cancelled"
+        short = job_of(await client.post("/v1/quality", json=PAIR | {"wait_s": 0}), 202)
+        assert (await ended(client, short.job)).report is not None
+        assert job_of(await client.delete(f"/v1/quality/{short.job}")).state == "finished"
+
+
+async def test_next_replica_takes_up_what_one_left(measuring: Arguments, open_client: OpenClient) -> None:
+    async with open_client(measuring) as client:
+        job = job_of(await client.post("/v1/quality", json=LONG | {"wait_s": 0}), 202)
+        await running(client, job.job)
+    assert not workers()
+    async with open_client(measuring) as client:
+        assert job_of(await client.get(f"/v1/quality/{job.job}")).state == "queued"
+        await running(client, job.job)
+
+
+async def test_wait_keeps_to_the_callers_deadline(measuring: Arguments, open_client: OpenClient) -> None:
+    async with open_client(measuring) as client:
+        started = time.monotonic()
+        answer = await client.post(
+            "/v1/quality", json=LONG | {"wait_s": 8}, headers={"x-request-timeout-seconds": "0.5"}
+        )
+        assert time.monotonic() - started < 3
+        job_of(answer, 202)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "field", "next_step"),
+    [
+        ({"distorted": "../home/models/vmaf/champion"}, 404, "distorted", "Correct the path"),
+        ({"reference": "/etc/passwd"}, 404, "reference", "Correct the path"),
+        ({"reference": "nothing.mp4"}, 404, "reference", "Correct the path"),
+        ({"reference": "http://127.0.0.1:1/a.mp4"}, 404, "reference", "Correct the path"),
+        ({"reference": "concat:film.mkv"}, 404, "reference", "Correct the path"),
+        ({"reference": "out/passwd"}, 404, "reference", "Correct the path"),
+        ({"reference": "a\0b"}, 422, "reference", "Send text"),
+        ({"model": "vmaf_v9"}, 422, "model", "Name one of these."),
+        ({"every": 0}, 422, "every", "Send a number"),
+        ({"wait_s": 11}, 422, "wait_s", "Send a number"),
+        ({"evry": 2}, 422, "evry", "Did you mean 'every'?"),
+    ],
+)
+async def test_bad_questions_are_refused(
+    measuring: Arguments, media: Path, open_client: OpenClient, change: dict[str, Any], status: int, field: str,
+    next_step: str,
+) -> None:  # fmt: skip
+    (media / "out").symlink_to("/etc")
+    async with open_client(measuring) as client:
+        problem = problem_of(await client.post("/v1/quality", json=PAIR | change), status)
+        assert problem["field"] == field
+        assert problem["next_step"].startswith(next_step)
+        assert str(media) not in str(problem)
+        assert not (measuring.settings().home / "quality").exists()
+
+
+async def test_broken_media_are_a_problem_and_harm_no_other(
+    measuring: Arguments, media: Path, open_client: OpenClient
+) -> None:
+    (media / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"no video" * 1000)
+    async with open_client(measuring) as client:
+        broken = client.post("/v1/quality", json=PAIR | {"distorted": "broken.mp4", "wait_s": 8})
+        answer, good = await asyncio.gather(broken, client.post("/v1/quality", json=PAIR | {"wait_s": 8}))
+        problem = problem_of(answer, 422)
+        assert problem["field"] == "distorted"
+        assert "no readable media" in problem["got"]
+        assert (await ended(client, job_of(good, good.status_code).job)).state == "finished"
+        unlike = {"reference": "film.mkv", "distorted": "long.mp4", "wait_s": 0}
+        other = job_of(await client.post("/v1/quality", json=unlike), 202)
+        assert (await ended(client, other.job)).state == "failed"
+        assert (await client.post("/v1/quality", json=unlike)).json()["title"] == "Misaligned clips"
+        folder = measuring.settings().home / "quality"
+        await swept(folder)
+        states = {path.name: (path / "state.json").read_bytes() for path in folder.iterdir()}
+        (failed,) = [name for name, state in states.items() if b"no readable media" in state]
+        seen = job_of(await client.get(f"/v1/quality/{failed}"))
+        assert seen.state == "failed"
+        assert seen.problem is not None
+        assert seen.problem.field == "distorted"
+
+
+async def test_unknown_job_is_not_found(measuring: Arguments, open_client: OpenClient) -> None:
+    async with open_client(measuring) as client:
+        for method in ("GET", "DELETE"):
+            assert problem_of(await client.request(method, f"/v1/quality/{'0' * 32}"), 404)["field"] == "job"
+            assert problem_of(await client.request(method, "/v1/quality/..%5Cchampion"), 422)["field"] == "job"
+
+
+async def test_what_is_not_set_up_is_named(
+    arguments: Arguments, media: Path, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_client(arguments) as client:
+        problem = problem_of(await client.post("/v1/quality", json=PAIR), 503)
+        assert problem["field"] == "PLAYHEAD_MEDIA"
+    monkeypatch.setenv("PLAYHEAD_MEDIA", str(media))
+    async with open_client(arguments) as client:
+        problem = problem_of(await client.post("/v1/quality", json=PAIR), 503)
+        assert problem["field"] == "vmaf"
+        assert "playhead eval quality" in problem["next_step"]
+
+
+async def test_no_more_than_so_many_wait(measuring: Arguments, open_client: OpenClient) -> None:
+    bounded = measuring.model_copy(update={"quality": QualityLimits(waiting=2)})
+    async with open_client(bounded) as client:
+        jobs = [job_of(await client.post("/v1/quality", json=LONG | {"every": n, "wait_s": 0}), 202) for n in (1, 2)]
+        answer = await client.post("/v1/quality", json=LONG | {"every": 3, "wait_s": 0})
+        assert problem_of(answer, 503)["expected"] == "fewer than 2"
+        assert "retry-after" in answer.headers
+        job_of(await client.delete(f"/v1/quality/{jobs[1].job}"))
+        job_of(await client.post("/v1/quality", json=LONG | {"every": 3, "wait_s": 0}), 202)
+        await running(client, jobs[0].job)
