@@ -2,7 +2,7 @@
 
 import typer
 
-from deployments.commands import compilation, data, diagnosis, evaluation, home, load, models, stack, training
+from deployments.commands import compilation, data, diagnosis, evaluation, home, load, models, quality, stack, training
 
 app = typer.Typer(
     name="playhead",
@@ -20,6 +20,7 @@ app.add_typer(training.app, name="train")
 app.add_typer(evaluation.app, name="eval")
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)
+app.add_typer(quality.app, name="quality")
 app.command("load")(load.load)
 app.command("home")(home.home)
 

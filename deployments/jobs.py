@@ -14,6 +14,7 @@ import torch
 
 from deployments.progress import Moment, Notice, Reporter, phase
 from features.events import EventKind
+from features.renditions import Rendition, store_renditions
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
 from serve.quality.libvmaf import NAME as LIBVMAF
@@ -29,6 +30,7 @@ from training.quality.export import NAME as VMAF
 from training.quality.export import export_vmaf
 from training.quality.noreference_export import NAME as QUALITY
 from training.quality.noreference_pipeline import train_quality
+from training.quality.titles import find_renditions, measure_title
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
 from training.recommend.interactions import Interactions, read_interactions
@@ -253,3 +255,37 @@ def train_quality_models(
         set_champion(settings.models, QUALITY, artifact.version)
         found.append(f"{QUALITY} {artifact.version}")
     return artifact
+
+
+def measure_renditions(
+    folder: Path, reference: Path, title_id: str, settings: Settings, reporter: Reporter, *, segment_s: float,
+    every: int, model: str, ts_ms: int,
+) -> list[Rendition]:  # fmt: skip
+    """Measure a title's renditions and write them to the online store, where bitrate decisions read them.
+
+    Args:
+        folder: holds the renditions.
+        reference: what they were encoded from.
+        title_id: names the title.
+        settings: where models and the store are.
+        reporter: told of the phases `vmaf` and `title`.
+        segment_s: length of a segment.
+        every: score one frame in so many.
+        model: a published VMAF model.
+        ts_ms: when they were packaged.
+
+    Returns:
+        The ladder, lowest bitrate first.
+    """
+    files = find_renditions(folder, reference)
+    scorer = FullReferenceScorer(vmaf_artifact(settings, reporter), "cpu")
+    with phase(reporter, "title") as found:
+
+        def told(text: str) -> None:
+            reporter.tell(Notice(phase="title", moment=Moment.ADVANCE, share=None, text=text))
+
+        ladder = measure_title(scorer, reference, files, segment_s=segment_s, every=every, model=model, told=told)
+        ladder.sort(key=lambda rendition: rendition.bitrate_kbps)
+        store_renditions(settings, {title_id: ladder}, ts_ms)
+        found.append(f"{title_id}: {len(ladder)} renditions of {len(ladder[0].vmaf)} segments")
+    return ladder

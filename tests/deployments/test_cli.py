@@ -17,10 +17,11 @@ from deployments.state import RunFolder, StackState
 HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openvino", "redis", "httpx", "pydantic"}
 
 SURFACE = {
-    (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "load", "home"},
+    (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "quality", "load", "home"},
     ("data",): {"prepare", "import"},
-    ("train",): {"recommend", "bitrate"},
-    ("eval",): {"recommend", "bitrate"},
+    ("train",): {"recommend", "bitrate", "quality"},
+    ("eval",): {"recommend", "bitrate", "quality"},
+    ("quality",): {"title"},
 }
 
 OPTIONS = {
@@ -40,6 +41,9 @@ OPTIONS = {
         *("--max-buffer-s", "--qoe", "--policy", "--model", "--logs", "--plot", "--plot-trace", "--json"),
     },
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
+    ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--json"},
+    ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
+    ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
     ("models",): {"--json"},
     ("compile",): {"--target", "--version", "--arch", "--again", "--json"},
     ("load",): {"--rps", "--seconds", "--seed", "--url", "--allow-remote", "--html", "--json"},
