@@ -13,7 +13,7 @@ written: the graphs are compiled, compared with torch and measured.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final, Literal, get_args
@@ -27,7 +27,16 @@ from serve.engines.openvino import openvino
 from serve.engines.tensorrt import LIBRARIES, Libraries, TensorRtEngine, find_libraries, import_library
 from serve.errors import ArtifactError, InvalidInput
 from serve.tensors import InputCheck, Precision
-from training.tensorrt import Build, architectures_of, build_engine, halved, onnx_model, refitted, structure
+from training.tensorrt import (
+    Build,
+    architectures_of,
+    build_engine,
+    check_architectures,
+    halved,
+    onnx_model,
+    refitted,
+    structure,
+)  # fmt: skip
 
 Target = Literal["cpu", "tensorrt", "tensorrt-rtx"]
 How = Literal["built", "refitted", "kept", "measured"]
@@ -140,7 +149,7 @@ def compile_artifact(
     else:
         trt = import_library(LIBRARIES[target], field="target tensorrt-rtx", next_step=_INSTALL_RTX)
         names = tuple(dict.fromkeys(architectures)) or RTX_ARCHITECTURES
-        _known(names, architectures_of(trt))
+        check_architectures(names, architectures_of(trt))
         compiler = _Compiler(target, trt, names, None)
     for graph in artifact.manifest.graphs:
         artifact, compiled = compiler.compile(artifact, graph, [] if again else [artifact, *donors], again=again)
@@ -336,14 +345,3 @@ def _no_architectures(asked: Sequence[str], possible: Sequence[str]) -> None:
             expected=f"this machine's: {', '.join(possible) or 'no GPU'}",
             next_step="Leave it out; only --target tensorrt-rtx builds for GPUs that are elsewhere.",
         )
-
-
-def _known(asked: Sequence[str], known: Mapping[str, Any]) -> None:
-    for name in asked:
-        if name not in known:
-            raise InvalidInput(
-                field="architecture",
-                got=name,
-                expected=f"among {', '.join(known)}",
-                next_step="Name another, or compile with --target tensorrt on a machine with that GPU.",
-            )

@@ -133,6 +133,22 @@ def architectures_of(trt: Any) -> dict[str, Any]:
     return {name.lower(): getattr(trt.ComputeCapability, name) for name in names}
 
 
+def check_architectures(asked: Sequence[str], known: Mapping[str, Any]) -> None:
+    """Refuse architectures that a library does not build for.
+
+    Raises:
+        InvalidInput: naming the first.
+    """
+    for name in asked:
+        if name not in known:
+            raise InvalidInput(
+                field="architecture",
+                got=name,
+                expected=f"among {', '.join(known)}",
+                next_step="Name another, or compile with --target tensorrt on a machine with that GPU.",
+            )
+
+
 def build_engine(
     trt: Any,
     graph: str,
@@ -260,15 +276,9 @@ def _set_architectures(trt: Any, config: Any, architectures: Sequence[str]) -> N
     if not architectures:
         return
     known = architectures_of(trt)
+    check_architectures(architectures, known)
     config.num_compute_capabilities = len(architectures)
     for place, name in enumerate(architectures):
-        if name not in known:
-            raise InvalidInput(
-                field="architecture",
-                got=name,
-                expected=f"among {', '.join(known)}",
-                next_step="Leave it out, or compile with --target tensorrt on a machine with that GPU.",
-            )
         config.set_compute_capability(known[name], place)
 
 

@@ -160,10 +160,7 @@ def _quality(report: dict[str, Any]) -> "Table":
     table.add_column(report["model"], no_wrap=True)
     for name in ("mean", "harmonic", "p1", "p5", "worst second", "frames"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("vmaf", "libvmaf"):
-        if name not in report or (name == "libvmaf" and report["vmaf"] is report["libvmaf"]):
-            continue
-        row = report[name]
+    for row in {report[name]["backend"]: report[name] for name in ("vmaf", "libvmaf") if name in report}.values():
         margin = f" ±{row['margin']:.2f}" if row["margin"] else ""
         figures = (f"{row[key]:.3f}" for key in ("harmonic_mean", "p1", "p5", "worst_second"))
         table.add_row(row["backend"], f"{row['mean']:.3f}{margin}", *figures, str(len(row["frames"])))

@@ -5,6 +5,7 @@ The pairs are sent as raw video through pipes, so that libvmaf sees what the ali
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import queue
@@ -115,7 +116,7 @@ def score_pairs(
         lines, columns = first.reference.shape
         chroma = np.full(2 * ((lines + 1) // 2) * ((columns + 1) // 2), _NEUTRAL[bit_depth], _dtype(bit_depth))
         neutral = chroma.tobytes()
-        for pair in _chain(first, stream):
+        for pair in itertools.chain([first], stream):
             times.append(pair.time_s)
             indices.append(pair.index)
             yield _raw(pair.reference, bit_depth) + neutral, _raw(pair.distorted, bit_depth) + neutral
@@ -233,11 +234,6 @@ class _Writer:
                 while left:
                     left = left[pipe.write(left) :]
         self._gone.set()
-
-
-def _chain(first: Pair, rest: Iterator[Pair]) -> Iterator[Pair]:
-    yield first
-    yield from rest
 
 
 def _dtype(bit_depth: int) -> type[np.uint8 | np.uint16]:

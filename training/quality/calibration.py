@@ -54,19 +54,6 @@ def widening(errors: Floats, groups: Sequence[str], coverage: float = COVERAGE) 
     return min(float(errors[order][np.argmax(reached)]), WIDEST) if reached.any() else WIDEST
 
 
-def intervals(quantiles: Floats, width: float | Floats) -> tuple[Floats, Floats]:
-    """Lower and upper ends (B,), 0 to 100, the median always inside.
-
-    Args:
-        quantiles: lower, median and upper (B, Q).
-        width: as `widening` gives it, one for all or of each (B,).
-    """
-    middle = quantiles[:, 1]
-    low = np.minimum(quantiles[:, 0] - width, middle).clip(0.0, 100.0)
-    high = np.maximum(quantiles[:, -1] + width, middle).clip(0.0, 100.0)
-    return low, high
-
-
 def folds(groups: Sequence[str], most: int = MOST_FOLDS) -> list[list[str]]:
     """Groups that are held out together: one each, or several where there are more than `most`."""
     names = sorted(set(groups))

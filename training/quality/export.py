@@ -9,6 +9,7 @@ import numpy as np
 from serve.artifacts import Artifact
 from serve.quality.fusion import FEATURES, Fusion
 from serve.quality.media import LEAST_SIDE
+from serve.quality.sampling import HIGHEST_LUMA
 from serve.tensors import GraphSpec, TensorSpec
 from training.export import ExportGraph, export_artifact
 from training.quality.published import MODELS, read_published
@@ -18,7 +19,6 @@ NAME: Final = "vmaf"
 MOST_LINES: Final = 2160
 MOST_COLUMNS: Final = 4096
 MOST_ROWS: Final = 16
-HIGHEST_LUMA: Final = 255.75
 
 _BUCKETS: Final = ((MOST_ROWS, 576, 1024), (8, 1088, 1920), (2, MOST_LINES, MOST_COLUMNS))
 """Rows, lines and columns that occur together: a GPU sets memory aside for the largest of a bucket."""

@@ -11,7 +11,8 @@ from serve.errors import InvalidInput
 from training.quality.encodes import ENCODES, Segment, make_segments
 from training.quality.fit import FitSettings, Material, fit_bitstream, fit_frames
 from training.quality.noreference_export import export_quality
-from training.quality.sources import Source, generated_sources, natural_sources, own_sources
+from training.quality.scenes import generated_sources
+from training.quality.sources import Source, natural_sources, own_sources
 from training.quality.validation import validate
 from training.recommend.progress import ProgressReport, silent
 

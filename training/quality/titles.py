@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -10,9 +9,7 @@ from features.renditions import Rendition
 from serve.errors import InvalidInput, NotFound
 from serve.quality.bitstream import BitstreamFacts, read_segments
 from serve.quality.scorer import DEFAULT_MODEL, FullReferenceScorer, Quality
-
-SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".ts")
-"""Of the files in a title's folder that are taken for renditions."""
+from training.quality.sources import SUFFIXES
 
 
 def find_renditions(folder: Path, reference: Path) -> list[Path]:

@@ -9,7 +9,8 @@ from serve.quality.bitstream import CODECS
 from serve.quality.sampling import PATCHES, SIDE
 from training.quality import encodes as module
 from training.quality.encodes import CRF, Encode, Segment, label, ladder, make_segments
-from training.quality.sources import Scene, Source, generated_sources, run_ffmpeg
+from training.quality.scenes import Scene, generated_sources
+from training.quality.sources import Source, run_ffmpeg
 
 COUNT = 4
 

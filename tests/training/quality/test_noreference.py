@@ -13,6 +13,7 @@ from serve.engines.openvino import OpenVinoEngine
 from serve.engines.torch import TorchEngine
 from serve.errors import InvalidInput
 from serve.quality.bitstream import FEATURES
+from serve.quality.noreference import intervals
 from serve.quality.sampling import FACTS, PATCHES, SIDE
 from tests.contracts.tensorrt_build import build_engine
 from training.quality.calibration import (
@@ -21,7 +22,6 @@ from training.quality.calibration import (
     folds,
     held_out,
     held_out_widths,
-    intervals,
     nonconformity,
     widening,
 )

@@ -10,15 +10,12 @@ import pytest
 
 from serve.errors import InvalidInput, NotFound, Unavailable
 from training.quality import sources as module
+from training.quality.scenes import SCENES, Ground, Scene, drawn_scenes, generated_sources
 from training.quality.sources import (
-    SCENES,
     WHEEL,
     FfmpegError,
-    Scene,
     Source,
-    drawn_scenes,
     fetch_wheel,
-    generated_sources,
     natural_sources,
     own_sources,
     run_ffmpeg,
@@ -61,7 +58,7 @@ def test_a_scene_is_the_same_for_the_same_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("ground", ["leaves", "clouds", "flat", "text"])
-def test_a_scene_moves_only_if_it_is_told_to(ground: module.Ground) -> None:
+def test_a_scene_moves_only_if_it_is_told_to(ground: Ground) -> None:
     still = list(Scene(name="still", height=72, ground=ground).draw(128, 3, 0))
     moving = list(Scene(name="still", height=72, ground=ground, speed=(-3.0, 2.0)).draw(128, 3, 0))
     assert len(set(still)) == 1
