@@ -197,7 +197,7 @@ def evaluate_quality(
         found.append(", ".join(f"{name} {result.pooled.mean:.3f}" for name, result in results.items()))
     for name, result in results.items():
         frames = zip(result.indices.tolist(), result.times_s.tolist(), result.scores.tolist(), strict=True)
-        report["vmaf" if name == ENGINE else name] = asdict(result.pooled) | {
+        report["vmaf" if name == ENGINE else name] = result.pooled.as_json() | {
             "backend": result.backend,
             "frames": [{"frame": frame, "time_s": time_s, "vmaf": score} for frame, time_s, score in frames],
         }

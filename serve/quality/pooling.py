@@ -1,7 +1,7 @@
 """From a score of each frame to figures of a clip."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,8 @@ class Pooled:
         p1: first percentile.
         p5: fifth percentile.
         worst_second: least mean over one second.
-        margin: half the width of the mean's 95 % confidence interval; 0 where every frame was scored.
+        margin: half the width of the mean's 95 % confidence interval; 0 where every frame was scored, infinite where
+            a single one stands for the rest.
     """
 
     mean: float
@@ -31,6 +32,10 @@ class Pooled:
     p5: float
     worst_second: float
     margin: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """The fields, with null for an infinite margin: JSON has no infinity."""
+        return asdict(self) | {"margin": self.margin if math.isfinite(self.margin) else None}
 
 
 def pool(scores: Floats, times_s: Floats, every: int = 1) -> Pooled:

@@ -59,7 +59,8 @@ class PooledQuality(BaseModel):
         p1: first percentile.
         p5: fifth percentile.
         worst_second: least mean over one second.
-        margin: half the width of the mean's 95 % confidence interval; 0 where every frame was scored.
+        margin: half the width of the mean's 95 % confidence interval; 0 where every frame was scored, null where a
+            single one stands for the rest.
     """
 
     mean: float
@@ -67,7 +68,7 @@ class PooledQuality(BaseModel):
     p1: float
     p5: float
     worst_second: float
-    margin: float
+    margin: float | None
 
 
 class FrameQuality(BaseModel):

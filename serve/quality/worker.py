@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -137,7 +136,7 @@ def render(found: Quality, version: str) -> bytes:
             "model": found.model,
             "version": version,
             "backend": found.backend,
-            "pooled": asdict(found.pooled),
+            "pooled": found.pooled.as_json(),
             "frames": [{"frame": frame, "time_s": time_s, "vmaf": score} for frame, time_s, score in frames],
             "corrections": found.alignment.corrections,
             "notes": found.alignment.notes,

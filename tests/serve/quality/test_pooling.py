@@ -1,9 +1,11 @@
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.quality.pooling import pool
+from serve.quality.schemas import PooledQuality
 
 SCORES = st.lists(st.floats(0, 100), min_size=1, max_size=200).map(np.array)
 
@@ -46,4 +48,6 @@ def test_the_margin_holds_the_mean_of_all_frames():
 
 
 def test_one_sampled_frame_says_nothing_of_the_rest():
-    assert pool(np.array([80.0]), _times(1), every=4).margin == np.inf
+    pooled = pool(np.array([80.0]), _times(1), every=4)
+    assert pooled.margin == np.inf
+    assert PooledQuality.model_validate_json(orjson.dumps(pooled.as_json())).margin is None

@@ -13,9 +13,10 @@ from serve.engines.openvino import OpenVinoEngine
 from serve.engines.torch import TorchEngine
 from serve.errors import InvalidInput
 from serve.quality.bitstream import FEATURES
-from serve.quality.noreference import intervals
+from serve.quality.noreference import NoReferenceScorer, intervals
 from serve.quality.sampling import FACTS, PATCHES, SIDE
 from tests.contracts.tensorrt_build import build_engine
+from tests.serve.quality.conftest import Clip
 from training.quality.calibration import (
     COVERAGE,
     WIDEST,
@@ -278,3 +279,23 @@ class TestArtifact:
 def test_one_group_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="at least 2"):
         gather_sources(tmp_path, natural=False, generated=1)
+
+
+class TestScorer:
+    def test_a_clip_of_two_segments_has_two_estimates_and_their_mean(
+        self, trained: tuple[Artifact, list[str]], clip: Clip, film: Path
+    ) -> None:
+        keys = ["-g", "100", "-keyint_min", "100", "-sc_threshold", "0"]
+        long = clip("long.mp4", "-stream_loop", "1", "-i", film, "-c:v", "libx264", "-crf", "34", *keys)
+        found = NoReferenceScorer(trained[0], "cpu").score(long, display_height=360)
+        assert len(found.segments) == 2  # 160 frames, a key frame at the hundredth
+        for one in (*found.segments, found.clip):
+            assert 0 <= one.low <= one.vmaf <= one.high <= 100
+        assert found.clip.vmaf == pytest.approx(sum(one.vmaf for one in found.segments) / 2)
+        assert found.method in {"both", "bitstream"}
+        assert found.coverage == COVERAGE
+
+    def test_what_is_no_video_is_refused(self, trained: tuple[Artifact, list[str]], tmp_path: Path) -> None:
+        (tmp_path / "notes.mp4").write_text("no film", "utf-8")
+        with pytest.raises(InvalidInput, match=r"notes\.mp4"):
+            NoReferenceScorer(trained[0], "cpu").score(tmp_path / "notes.mp4")
