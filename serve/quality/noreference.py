@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -46,7 +46,7 @@ class NoReference:
         coverage: share of segments of unseen content that lie in their intervals, as held-out content showed.
         clip: means over the segments; the interval's ends are means too, which is cautious.
         segments: one estimate each, in order.
-        segment_s: length of a segment, but the last.
+        segment_s: length that segments have at least, but the last: each ends before a key frame.
     """
 
     method: str
@@ -88,8 +88,8 @@ class NoReferenceScorer:
         if method == "both":
             with contextlib.closing(decode_pictures(path, video, limits)) as pictures:
                 stream = ((picture.time_s, eight_bit_luma(picture.frame)) for picture in pictures)
-                seen = [self._seen(one, patches) for one, patches in zip(facts, _patches(stream), strict=False)]
-            quantiles[: len(seen)] = (quantiles[: len(seen)] + np.array(seen, np.float64)) / 2
+                for place, patches in patches_of(stream, [one.duration_s for one in facts]):
+                    quantiles[place] = (quantiles[place] + self._seen(facts[place], patches)) / 2
         lows, highs = intervals(quantiles, float(self._parameters["widths"][method]))
         rows = zip(quantiles[:, 1].tolist(), lows.tolist(), highs.tolist(), strict=True)
         segments = tuple(Estimate(vmaf=middle, low=low, high=high) for middle, low, high in rows)
@@ -118,11 +118,24 @@ def intervals(quantiles: Floats, width: float | Floats) -> tuple[Floats, Floats]
     return low, high
 
 
-def _patches(stream: Iterator[tuple[float, NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
-    """Patches of each segment in turn."""
-    for number, frames in itertools.groupby(stream, key=lambda frame: int(frame[0] / SEGMENT_S + 1e-6)):
-        start_s = number * SEGMENT_S
-        yield sample_stream(((time_s - start_s, luma) for time_s, luma in frames), SEGMENT_S)
+def patches_of(
+    stream: Iterable[tuple[float, NDArray[np.float32]]], durations_s: Sequence[float]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Place and patches of each segment that has frames, in order.
+
+    Args:
+        stream: (seconds, luma (H, W)) of a clip's frames, in the order of display.
+        durations_s: of its segments.
+    """
+    ends_s = np.cumsum(durations_s) - 1e-6
+    last = len(durations_s) - 1
+
+    def place_of(frame: tuple[float, NDArray[np.float32]]) -> int:
+        return min(int(np.searchsorted(ends_s, frame[0], side="right")), last)
+
+    for place, frames in itertools.groupby(stream, key=place_of):
+        start_s = float(ends_s[place]) - durations_s[place]
+        yield place, sample_stream(((time_s - start_s, luma) for time_s, luma in frames), durations_s[place])
 
 
 def _mean(estimates: tuple[Estimate, ...]) -> Estimate:

@@ -13,8 +13,8 @@ from serve.engines.openvino import OpenVinoEngine
 from serve.engines.torch import TorchEngine
 from serve.errors import InvalidInput
 from serve.quality.bitstream import FEATURES
-from serve.quality.noreference import NoReferenceScorer, intervals
-from serve.quality.sampling import FACTS, PATCHES, SIDE
+from serve.quality.noreference import NoReferenceScorer, intervals, patches_of
+from serve.quality.sampling import FACTS, PATCHES, SIDE, sample_stream
 from tests.contracts.tensorrt_build import build_engine
 from tests.serve.quality.conftest import Clip
 from training.quality.calibration import (
@@ -294,6 +294,16 @@ class TestScorer:
         assert found.clip.vmaf == pytest.approx(sum(one.vmaf for one in found.segments) / 2)
         assert found.method in {"both", "bitstream"}
         assert found.coverage == COVERAGE
+
+    def test_frames_belong_to_the_segment_that_they_are_shown_in(self) -> None:
+        random = np.random.default_rng(3)
+        frames = [(place / 10, random.integers(0, 256, (90, 160)).astype(np.float32)) for place in range(80)]
+        found = dict(patches_of(iter(frames), [5.2, 2.8]))
+        assert list(found) == [0, 1]
+        assert np.array_equal(found[0], sample_stream(frames[:52], 5.2))
+        assert np.array_equal(
+            found[1], sample_stream([(time_s - 5.2 + 1e-6, luma) for time_s, luma in frames[52:]], 2.8)
+        )
 
     def test_what_is_no_video_is_refused(self, trained: tuple[Artifact, list[str]], tmp_path: Path) -> None:
         (tmp_path / "notes.mp4").write_text("no film", "utf-8")
