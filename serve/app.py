@@ -36,6 +36,7 @@ from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, Re
 from serve.gateway.stages import ModelState, Stages
 from serve.live import LiveModel, LiveRanker, Sources
 from serve.metrics import Metrics
+from serve.quality.estimates import MODEL, BitstreamEstimator
 from serve.quality.intake import Intake, IntakeSettings
 from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
@@ -96,8 +97,9 @@ async def open_gateway(
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
-    quality = _quality(arguments)
-    beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
+    quality, estimates = _quality(arguments, metrics)
+    await estimates.look()
+    beside = [live.run, quality.runner.run, estimates.run, lambda: every(_FLUSH_S, metrics.flush)]
     told: list[Callable[[], Sequence[ModelState]]] = []
     if ranker is None:
         told.append(lambda: live.states)
@@ -121,6 +123,7 @@ async def open_gateway(
         stages = replace(stages, planner=plans)
         told.append(lambda: plans.states)
         beside.append(lambda: every(_STATES_S, plans.ask_states))
+    told.append(lambda: (estimates.state,))
 
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
@@ -240,12 +243,20 @@ class PlannerReplica:
         await self.close()
 
 
-def _quality(arguments: Arguments) -> QualityStage:
-    """The quality jobs of this home folder, and what works on them here."""
+def _quality(arguments: Arguments, metrics: Metrics) -> tuple[QualityStage, LiveModel]:
+    """The quality jobs of this home folder, what works on them here, and what keeps its bitstream model current."""
     settings, limits = arguments.settings(), arguments.quality
     store = JobStore(settings.home / "quality", limits)
     given = IntakeSettings(media=settings.media, models=settings.models, device=arguments.device, limits=limits)
-    return QualityStage(store=store, intake=Intake(given, store), runner=QualityRunner(store, limits.running))
+    estimator = BitstreamEstimator(arguments.device)
+    stage = QualityStage(
+        store=store,
+        intake=Intake(given, store),
+        runner=QualityRunner(store, limits.running),
+        estimator=estimator,
+        limits=limits,
+    )
+    return stage, LiveModel(estimator, settings.models, MODEL, arguments.champion_poll_s, metrics)
 
 
 def _live_planner(arguments: Arguments, metrics: Metrics) -> tuple[BitratePlanner, LiveModel]:

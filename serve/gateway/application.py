@@ -24,6 +24,7 @@ from serve.gateway.requests import ModelRoute
 from serve.gateway.stages import Stages
 from serve.logs import RequestLog, RequestLogSettings
 from serve.metrics import Metrics
+from serve.quality.schemas import QualityRequest
 
 _DESCRIPTION: Final = (
     "What to watch, in milliseconds, changed by the viewer's last event. Every answer carries a request_id, the "
@@ -108,9 +109,9 @@ def _openapi(app: FastAPI, *, bearer: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (Problem, BitrateBatch):  # what no route's signature names
+        for model in (Problem, BitrateBatch, QualityRequest):  # what no route's signature names
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(described.pop("$defs"))
+            schemas.update(described.pop("$defs", {}))
             schemas[model.__name__] = described
         if bearer:
             document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

@@ -8,7 +8,7 @@ that is no JSON, or more of it than is read, gets a 4xx.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -31,7 +31,7 @@ from serve.errors import InvalidInput
 from serve.gateway.entrance import Context, context_of
 from serve.gateway.errors import Malformed, Words, responses, shortened
 from serve.gateway.player import _TIMEOUT_HEADER
-from serve.gateway.requests import MAX_QUERY_FIELDS, ModelRoute, read_bytes
+from serve.gateway.requests import MAX_QUERY_FIELDS, OpenRoute, read_bytes
 from serve.telemetry.cmcd import HEADERS, read
 from serve.telemetry.cmsd import DYNAMIC, dynamic
 
@@ -80,21 +80,6 @@ _CMSD_PARAMETERS: Final = [
     _parameter("rtt_us", "query", "Round trip to the player in microseconds, as nginx has it in `$tcpinfo_rtt`."),
     _TIMEOUT_HEADER,
 ]
-
-
-class OpenRoute(ModelRoute):
-    """A route whose endpoint reads the request itself, and so decides what to refuse."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request of this route."""
-        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        template = self.path_format
-
-        async def handle(request: Request) -> Response:
-            context_of(request).route = template
-            return await endpoint(request)
-
-        return handle
 
 
 class BitrateRoutes:

@@ -1,20 +1,36 @@
-"""Routes for encoding and operations: full-reference quality of clips on the service's own storage, as jobs."""
+"""Routes for encoding and operations: quality of clips with a reference or without, as jobs; of facts at once."""
 
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 
+import numpy as np
 import orjson
 from fastapi import FastAPI, Path, Request, Response
 
-from serve.gateway.entrance import context_of
-from serve.gateway.errors import responses
+from serve.errors import InvalidInput, Unavailable
+from serve.gateway.entrance import Context, context_of
+from serve.gateway.errors import UnsupportedMediaType, Words, responses
 from serve.gateway.player import _TIMEOUT_HEADER
-from serve.quality.intake import Intake
-from serve.quality.jobs import Job, JobStore, error_of
+from serve.gateway.requests import MAX_BODY_BYTES, NoQuery, OpenRoute, read_body, read_query
+from serve.gateway.uploads import MULTIPART, read_form
+from serve.quality.bitstream import DISPOSABLE, KEY, OTHER, BitstreamFacts
+from serve.quality.estimates import MODEL, BitstreamEstimator, mean
+from serve.quality.intake import Intake, check_form
+from serve.quality.jobs import Job, JobStore, QualityLimits, error_of
 from serve.quality.runner import QualityRunner
-from serve.quality.schemas import JobId, QualityJob, QualityRequest
+from serve.quality.schemas import (
+    ALONE_EXAMPLE,
+    EXAMPLE,
+    SEGMENTS_EXAMPLE,
+    JobId,
+    QualityEstimate,
+    QualityJob,
+    QualityRequest,
+    SegmentFacts,
+    Side,
+)
 
 _MOST_WAIT_S: Final = 8.0
 """The ingress gives a request up after 10 s."""
@@ -26,6 +42,10 @@ _POLL_S: Final = 0.1
 _MOST_WAITING: Final = 64
 """Requests that wait for their report at a time; the rest are answered at once."""
 
+INLINE: Final = 32
+"""Segments that are estimated on the event loop, where a thread would cost more."""
+
+_KINDS: Final = {"key": KEY, "other": OTHER, "disposable": DISPOSABLE}
 _LOCATION: Final = {"Location": {"schema": {"type": "string"}, "description": "Where to ask for the job."}}
 _LATER: Final[dict[int | str, dict[str, Any]]] = {
     202: {"model": QualityJob, "description": "The job goes on.", "headers": _LOCATION}
@@ -40,11 +60,15 @@ class QualityStage:
         store: the jobs of all replicas.
         intake: makes jobs.
         runner: works on them.
+        estimator: answers for facts of bitstreams.
+        limits: bounds of the jobs.
     """
 
     store: JobStore
     intake: Intake
     runner: QualityRunner
+    estimator: BitstreamEstimator
+    limits: QualityLimits
 
 
 class QualityRoutes:
@@ -57,19 +81,21 @@ class QualityRoutes:
     def __init__(self, stage: QualityStage) -> None:
         self._stage = stage
         self._waiting = 0
+        self._uploads = 0
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to an application whose route class is ModelRoute."""
         extra = {"parameters": [_TIMEOUT_HEADER]}
-        app.add_api_route(
+        app.router.add_api_route(
             "/v1/quality",
             self.ask,
             methods=["POST"],
-            response_model=QualityJob,
+            response_model=QualityJob | QualityEstimate,
             tags=["quality"],
-            summary="VMAF of a clip against its reference",
+            summary="VMAF of a clip against its reference, or an estimate without one",
             responses=responses(400, 401, 404, 408, 413, 415, 422, 503) | _LATER,
-            openapi_extra=extra,
+            openapi_extra=extra | {"requestBody": _body()},
+            route_class_override=OpenRoute,
         )
         app.add_api_route(
             "/v1/quality/{job}",
@@ -89,22 +115,73 @@ class QualityRoutes:
             responses=responses(401, 404, 422),
         )
 
-    async def ask(self, request: Request, asked: QualityRequest) -> Response:
-        """Measure a distorted clip against its reference, both files under the service's media folder.
+    async def ask(self, request: Request) -> Response:
+        """Measure an encode against its reference, estimate it without one, or estimate from facts of bitstreams.
 
-        200 with the report where it is there within `wait_s`, else 202 and the job's address in `Location`. Asking the
-        same of the same files again is the same job; one that was cancelled begins anew.
+        Files are named by their paths under the service's media folder, or come along as multipart/form-data. 200 with
+        the report where it is there within `wait_s`, else 202 and the job's address in `Location`. Asking the same of
+        the same files again is the same job; one that was cancelled begins anew. Facts are answered at once.
         """
         context = context_of(request)
-        left_s = context.left_ms() / 1000 - _LEFT_S if "x-request-timeout-seconds" in request.headers else _MOST_WAIT_S
-        until = asyncio.get_running_loop().time() + min(asked.wait_s, left_s, _MOST_WAIT_S)
-        name = await asyncio.to_thread(self._stage.intake.ask, asked)
+        read_query(request, NoQuery)
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() == MULTIPART:
+            return await self._ask_with_files(request)
+        if not content_type:
+            raise UnsupportedMediaType(
+                field="Content-Type", got=Words("nothing"), expected=f"application/json or {MULTIPART}",
+                next_step="Send a JSON question, or a form with files.",
+            )  # fmt: skip
+        asked = await read_body(request, QualityRequest, MAX_BODY_BYTES)
+        check_form(asked)
+        if asked.segments is not None:
+            return await self._estimate(context, asked.segments)
+        return await self._job(request, asked, {})
+
+    async def _ask_with_files(self, request: Request) -> Response:
+        limits = self._stage.limits
+        if self._uploads >= limits.uploads:
+            raise Unavailable(
+                field="body", got=f"{self._uploads} uploads at a time", expected=f"fewer than {limits.uploads}",
+                next_step="Ask again in a moment, or name files under the media folder by their paths.",
+            )  # fmt: skip
+        self._uploads += 1
+        try:
+            async with read_form(request, limits.max_upload_bytes, _due_s(request)) as form:
+                return await self._job(request, form.asked, form.files)
+        finally:
+            self._uploads -= 1
+
+    async def _job(self, request: Request, asked: QualityRequest, files: dict[Side, BinaryIO]) -> Response:
+        context = context_of(request)
+        until = min(asyncio.get_running_loop().time() + asked.wait_s, _due_s(request) - _LEFT_S)
+        name = await asyncio.to_thread(self._stage.intake.ask, asked, files)
         self._stage.runner.wake()
         job = await self._wait(name, until)
         if job.status.state == "failed" and job.status.problem is not None:
             raise error_of(job.status.problem)
         location = {"Location": f"/v1/quality/{name}"}
         return _answer(context.request_id, job, HTTPStatus.OK if job.ended else HTTPStatus.ACCEPTED, location)
+
+    async def _estimate(self, context: Context, segments: tuple[SegmentFacts, ...]) -> Response:
+        model = self._stage.estimator.model
+        if len(segments) <= INLINE:
+            estimates = model.estimate(_facts(segments))
+        else:
+            estimates = await asyncio.to_thread(lambda: model.estimate(_facts(segments)))
+        report = {
+            "kind": "no_reference",
+            "model": MODEL,
+            "version": model.version,
+            "method": "bitstream",
+            "coverage": model.coverage,
+            "segment_s": None,
+            "clip": mean(estimates),
+            "segments": estimates,
+        }
+        return Response(
+            orjson.dumps({"request_id": context.request_id, "report": report}), media_type="application/json"
+        )
 
     async def look(self, request: Request, job: Annotated[JobId, Path(description="The job's id.")]) -> Response:
         """200 whatever came of the job: see `state`, and `problem` where it failed."""
@@ -144,6 +221,7 @@ def _answer(request_id: str, job: Job, status: int = HTTPStatus.OK, headers: dic
         "distorted": task.distorted,
         "model": task.model,
         "every": task.every,
+        "display_height": task.display_height,
         "created_ts": task.created_ts,
         "updated_ts": state.updated_ts,
         "progress": {"done": state.done, "total": state.total},
@@ -151,3 +229,55 @@ def _answer(request_id: str, job: Job, status: int = HTTPStatus.OK, headers: dic
         "problem": None if state.problem is None else state.problem.model_dump(),
     }
     return Response(orjson.dumps(body), status_code=status, headers=headers, media_type="application/json")
+
+
+def _due_s(request: Request) -> float:
+    """When the answer is due, on the event loop's clock: as the caller says, or before the ingress gives up."""
+    deadline = context_of(request).deadline
+    if "x-request-timeout-seconds" in request.headers:
+        return deadline
+    return asyncio.get_running_loop().time() + _MOST_WAIT_S
+
+
+def _facts(segments: tuple[SegmentFacts, ...]) -> list[BitstreamFacts]:
+    """Segments as the model takes them.
+
+    Raises:
+        InvalidInput: what is said of a segment does not go together; names the field.
+    """
+    found = []
+    for place, one in enumerate(segments):
+        try:
+            found.append(
+                BitstreamFacts(
+                    codec=one.codec, width=one.width, height=one.height,
+                    display_height=one.display_height or one.height, fps=one.fps, duration_s=one.duration_s,
+                    size_bytes=one.size_bytes, frame_bytes=np.array(one.frame_bytes, np.int64),
+                    frame_kinds=np.array([_KINDS[kind] for kind in one.frame_kinds], np.int8),
+                )
+            )  # fmt: skip
+        except InvalidInput as error:
+            error.field = f"segments[{place}].{error.field.removeprefix('bitstream.')}"
+            raise
+    return found
+
+
+def _body() -> dict[str, Any]:
+    """What the route takes, for the OpenAPI document: JSON, or the same as a form whose clips may be files."""
+    reference = {"$ref": "#/components/schemas/QualityRequest"}
+    file = {"type": "string", "format": "binary", "description": "A file, or its path under the media folder."}
+    whole = {"type": "integer", "minimum": 1}
+    form = {
+        "reference": file, "distorted": file, "model": {"type": "string"}, "every": whole, "display_height": whole,
+        "wait_s": {"type": "number", "minimum": 0},
+    }  # fmt: skip
+    examples = {"against a reference": EXAMPLE, "alone": ALONE_EXAMPLE, "facts": SEGMENTS_EXAMPLE}
+    return {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": reference, "examples": {name: {"value": value} for name, value in examples.items()}
+            },
+            MULTIPART: {"schema": {"type": "object", "properties": form, "required": ["distorted"]}},
+        },
+    }  # fmt: skip

@@ -6,7 +6,8 @@ FastAPI's own way costs twice the time, ignores names that it does not know, and
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
@@ -127,26 +128,42 @@ async def read_bytes(request: Request, limit_bytes: int) -> bytes:
         TooLarge: more than `limit_bytes`, declared or sent.
         BodyTimeout: the deadline came first.
     """
+    return b"".join([chunk async for chunk in body_chunks(request, limit_bytes, context_of(request).deadline)])
+
+
+async def body_chunks(request: Request, limit_bytes: int, deadline: float) -> AsyncGenerator[bytes]:
+    """The body as it comes.
+
+    Args:
+        request: whose body it is.
+        limit_bytes: of all of it.
+        deadline: when it must be there, on the event loop's clock.
+
+    Raises:
+        TooLarge, BodyTimeout: as of `read_bytes`.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit_bytes:
         raise _too_large(f"{declared[:20]} bytes", limit_bytes)
-    chunks: list[bytes] = []
     size_bytes = 0
-    try:
-        async with asyncio.timeout_at(context_of(request).deadline):
-            async for chunk in request.stream():
-                size_bytes += len(chunk)
-                if size_bytes > limit_bytes:
-                    raise _too_large("more than that", limit_bytes)
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise BodyTimeout(
-            field="body",
-            got=Words(f"{size_bytes} bytes and no end"),
-            expected="the whole body before the deadline",
-            next_step="Send it faster, in smaller batches, or with a longer x-request-timeout-seconds.",
-        ) from error
-    return b"".join(chunks)
+    async with aclosing(request.stream()) as stream:
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(stream, None)
+            except TimeoutError as error:
+                raise BodyTimeout(
+                    field="body",
+                    got=Words(f"{size_bytes} bytes and no end"),
+                    expected="the whole body before the deadline",
+                    next_step="Send it faster, in smaller batches, or with a longer x-request-timeout-seconds.",
+                ) from error
+            if chunk is None:
+                return
+            size_bytes += len(chunk)
+            if size_bytes > limit_bytes:
+                raise _too_large("more than that", limit_bytes)
+            yield chunk
 
 
 def _too_large(got: str, limit_bytes: int) -> TooLarge:
@@ -198,5 +215,20 @@ class ModelRoute(APIRoute):
             if body is not None:
                 values[body[0]] = await read_body(request, body[1], MAX_BODY_BYTES)
             return await endpoint(request=request, **values)
+
+        return handle
+
+
+class OpenRoute(ModelRoute):
+    """A route whose endpoint reads the request itself, and so decides what to refuse."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request of this route."""
+        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        template = self.path_format
+
+        async def handle(request: Request) -> Response:
+            context_of(request).route = template
+            return await endpoint(request)
 
         return handle

@@ -5,16 +5,22 @@ Shapes: B segments, T frames of a segment, F features.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.errors import InvalidInput, NotFound
+from serve.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+    from serve.quality.media import Limits
 
 CODECS: Final = ("h264", "hevc", "av1", "vp9")
 KEY: Final = 0
@@ -43,10 +49,6 @@ FEATURES: Final = (
 """Columns of `features`, all about -4 to 4. Those after frames_known are 0 where frame sizes are unknown."""
 
 KNOWN: Final = FEATURES.index("frames_known")
-_FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts"
-"""Containers that are opened: they name no other files."""
-_MOST_STREAMS: Final = 8
-"""Streams that are told to skip frames: else FFmpeg decodes some H.264 as it opens a file, 40 ms of work at 1080p."""
 _NAMES: Final = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx-vp9": "vp9"}
 _LEAST_BPP: Final = 2.0**-14
 
@@ -138,7 +140,7 @@ def read_facts(path: Path, display_height: int | None = None) -> BitstreamFacts:
     """Facts of a whole file as one segment.
 
     Args:
-        path: an MP4, MOV, Matroska, WebM or MPEG-TS file on this machine; playlists and addresses are never opened.
+        path: a local video file (serve.quality.media says of which kinds).
         display_height: lines of the source; None: the rendition is shown as it is.
 
     Raises:
@@ -148,49 +150,37 @@ def read_facts(path: Path, display_height: int | None = None) -> BitstreamFacts:
     return read_segments(path, display_height, segment_s=math.inf)[0]
 
 
-def read_segments(path: Path, display_height: int | None = None, *, segment_s: float = 4.0) -> list[BitstreamFacts]:
+def read_segments(
+    path: Path, display_height: int | None = None, *, segment_s: float = 4.0, limits: "Limits | None" = None
+) -> list[BitstreamFacts]:
     """Facts of a file's segments: each ends before the first key frame that comes `segment_s` after its start.
 
     Args:
         path: as in `read_facts`.
         display_height: as in `read_facts`.
         segment_s: length aimed at; inf: all is one segment.
+        limits: of reading it.
 
     Raises:
         NotFound: there is no such file.
         InvalidInput: it can't be read, or a segment's facts are out of range.
     """
-    if not path.is_file():
-        raise NotFound(
-            field="path", got=str(path)[:200], expected="a file on this machine", next_step="Correct the path."
-        )
-    import av  # noqa: PLC0415 - it loads FFmpeg's libraries, and callers with facts of their own need none
+    from serve.quality.media import Limits, packets_of  # noqa: PLC0415 - FFmpeg; callers with facts of their own need none
 
-    try:
-        with av.open(
-            str(path.resolve()), options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-            stream_options=[{"skip_frame": "all"}] * _MOST_STREAMS,  # type: ignore[list-item]
-            timeout=10.0,
-        ) as container:  # fmt: skip
-            if not container.streams.video:
-                raise _refused("path", path.name, "a file with video")
-            return _read(container, display_height, segment_s)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise _refused("path", f"{path.name}: {error}", "an MP4, Matroska or MPEG-TS file with video") from None
+    with packets_of(path, limits or Limits()) as (stream, packets):
+        return _read(stream, packets, display_height, segment_s)
 
 
-def _read(container: Any, display_height: int | None, segment_s: float) -> list[BitstreamFacts]:
-    stream = container.streams.video[0]
+def _read(
+    stream: "VideoStream", packets: Iterable["Packet[VideoStream]"], display_height: int | None, segment_s: float
+) -> list[BitstreamFacts]:
     context = stream.codec_context
     codec = _NAMES.get(context.name, context.name)
     base = Fraction(stream.time_base or 1)
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     segments: list[list[tuple[int, int, float]]] = [[]]
-    started, latest, frames = None, -math.inf, 0
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        frames += 1
+    started, latest = None, -math.inf
+    for frames, packet in enumerate(packets, start=1):
         stamp = packet.pts if packet.pts is not None else packet.dts
         shown_s = float(stamp * base) if stamp is not None else frames / max(fps, 1.0)
         started = shown_s if started is None else started

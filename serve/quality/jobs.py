@@ -1,8 +1,9 @@
 """Quality jobs on disk: what was asked, how it stands, what came out, so that any replica can answer and take up.
 
 One folder a job: `request.json` (what was asked), `state.json`, `report.json` (once finished), `cancelled` (a mark that
-any replica may set) and `lock`. Its worker holds the lock, which the system releases however the worker ends: a job
-that is `running` with a free lock has lost its worker. Nothing of video is imported here.
+any replica may set), `uploads` (clips that came with the question, until it has ended) and `lock`. Its worker holds the
+lock, which the system releases however the worker ends: a job that is `running` with a free lock has lost its worker.
+Nothing of video is imported here.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -22,13 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.artifacts import replace_file
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
-from serve.quality.schemas import ENDED, QualityProblem, Status, Task
+from serve.quality.schemas import ENDED, QualityProblem, Side, Status, Task
 
 MAX_ATTEMPTS: Final = 3
 """How often a job whose worker died is begun."""
 
 SCRATCH: Final = "scratch"
 """Folder of a job for temporary files; emptied whenever its worker has ended."""
+
+UPLOADS: Final = "uploads"
+"""Folder of a job for the clips that came with it; removed once it has ended."""
 
 LOG: Final = "worker.log"
 
@@ -53,6 +57,8 @@ class QualityLimits(BaseModel):
         threads: that a job's decoders and libvmaf use.
         deadline_s: longest time that one job may take.
         max_bytes: of a file.
+        max_upload_bytes: of a request that brings its files.
+        uploads: requests that one replica takes files from at a time; more are refused.
         max_duration_s: of a clip.
         max_frames: of a clip.
         max_pixels: of a frame.
@@ -67,6 +73,8 @@ class QualityLimits(BaseModel):
     threads: int = Field(default=1, ge=1, le=64)
     deadline_s: float = Field(default=3600.0, gt=0)
     max_bytes: int = Field(default=4 << 30, ge=1)
+    max_upload_bytes: int = Field(default=128 << 20, ge=1)
+    uploads: int = Field(default=4, ge=1, le=64)
     max_duration_s: float = Field(default=3600.0, gt=0)
     max_frames: int = Field(default=216_000, ge=1)
     max_pixels: int = Field(default=4096 * 2304, ge=1)
@@ -121,8 +129,23 @@ class JobStore:
         self._writing = threading.Lock()
         self._ended: dict[str, int] = {}
 
-    def add(self, name: str, task: Task) -> None:
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[Path]:
+        """A fresh folder for files that come with a question; gone at the end unless a job took it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".upload-", dir=self.folder))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def add(self, name: str, task: Task, uploads: Path | None = None) -> None:
         """Queue a job, unless it is there and neither cancelled nor failed for a reason that may have passed.
+
+        Args:
+            name: its id.
+            task: what is asked.
+            uploads: folder of the files that came with it, which the job takes where it is queued.
 
         Raises:
             Unavailable: too many jobs wait.
@@ -139,8 +162,11 @@ class JobStore:
                 )  # fmt: skip
             if known is None:
                 self._remove(name)  # where it is there, it can't be read
-                self._create(name, task)
+                self._create(name, task, uploads)
             else:
+                if uploads is not None:
+                    shutil.rmtree(self._path(name, UPLOADS), ignore_errors=True)
+                    uploads.rename(self._path(name, UPLOADS))
                 replace_file(self._path(name, _REQUEST), task.model_dump_json().encode())
                 self._write(name, Status(state="queued", updated_ts=now_ms()))
                 self._path(name, _CANCELLED).unlink(missing_ok=True)
@@ -169,9 +195,13 @@ class JobStore:
         Raises:
             NotFound: there is none of that name.
         """
-        if not self.read(name).ended:
-            with contextlib.suppress(FileNotFoundError):
-                self._path(name, _CANCELLED).touch()
+        if self.read(name).ended:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._path(name, _CANCELLED).touch()
+        with self.held(name) as mine:
+            if mine:  # else its worker is about to end, and settling clears up
+                shutil.rmtree(self._path(name, UPLOADS), ignore_errors=True)
 
     def is_cancelled(self, name: str) -> bool:
         """Whether the mark is set, or the job is gone."""
@@ -220,6 +250,8 @@ class JobStore:
                 return
             shutil.rmtree(self._path(name, SCRATCH), ignore_errors=True)
             waits = job.status.state == "queued"
+            if job.ended:
+                shutil.rmtree(self._path(name, UPLOADS), ignore_errors=True)
             if job.ended or (waits and not crashed and problem is None):
                 return
             attempts = job.status.attempts + waits - forgiven
@@ -229,6 +261,7 @@ class JobStore:
                 self.write(name, Status(state="queued", updated_ts=now_ms(), attempts=attempts))
             else:
                 self.write(name, failed(job.status, problem))
+                shutil.rmtree(self._path(name, UPLOADS), ignore_errors=True)
 
     @contextlib.contextmanager
     def held(self, name: str) -> Iterator[bool]:
@@ -236,10 +269,12 @@ class JobStore:
         with held(self.folder / name) as mine:
             yield mine
 
-    def _create(self, name: str, task: Task) -> None:
+    def _create(self, name: str, task: Task, uploads: Path | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
         try:
+            if uploads is not None:
+                uploads.rename(fresh / UPLOADS)
             replace_file(fresh / _REQUEST, task.model_dump_json().encode())
             replace_file(fresh / _STATE, Status(state="queued", updated_ts=now_ms()).model_dump_json().encode())
             with contextlib.suppress(OSError):  # another replica was faster
@@ -320,15 +355,23 @@ def held(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def name_of(task: Task, files: Sequence[Path]) -> str:
+def name_of(task: Task, files: Mapping[Side, Path], digests: Mapping[Side, str]) -> str:
     """The id of a job: the same question about the same unchanged files, within the same limits, has the same.
+
+    Args:
+        task: what is asked.
+        files: of the service's own storage.
+        digests: of the contents of uploaded ones.
 
     Raises:
         OSError: a file is gone.
     """
-    asked = task.model_dump_json(include={"model", "every", "artifact", "limits"})
-    seen = [(str(path), status.st_size, status.st_mtime_ns) for path in files for status in [path.stat()]]
-    return hashlib.sha256(f"{asked}{seen}".encode()).hexdigest()[:32]
+    asked = task.model_dump_json(include={"model", "every", "display_height", "artifact", "limits"})
+    seen: dict[str, object] = {**digests}
+    for side, path in files.items():
+        status = path.stat()
+        seen[side] = (str(path), status.st_size, status.st_mtime_ns)
+    return hashlib.sha256(f"{asked}{sorted(seen.items())}".encode()).hexdigest()[:32]
 
 
 def failed(status: Status, problem: QualityProblem) -> Status:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, NoReturn
 
 import av
 import numpy as np
@@ -24,6 +24,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from serve.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from av.packet import Packet
 
 LEAST_SIDE: Final = 80
 """Pixels; the features of smaller pictures aren't defined at their coarsest scale."""
@@ -36,6 +39,8 @@ _CODECS: Final = (
     "h264,hevc,libdav1d,av1,libvpx,libvpx-vp9,vp8,vp9,mpeg2video,mpeg4,mjpeg,prores,dnxhd,ffv1,huffyuv,ffvhuff,utvideo,"
     "rawvideo,wrapped_avframe"
 )
+_MOST_STREAMS: Final = 8
+"""Streams that are told to skip frames: else FFmpeg decodes some H.264 as it opens a file, 40 ms of work at 1080p."""
 _DEPTHS: Final = {
     **dict.fromkeys(("yuv420p", "yuv422p", "yuv444p", "yuv440p", "yuv411p", "yuv410p", "gray", "nv12", "nv21"), 8),
     **dict.fromkeys(("yuvj420p", "yuvj422p", "yuvj444p", "yuvj440p", "yuvj411p", "nv16", "nv24"), 8),
@@ -217,6 +222,42 @@ def decode_pictures(path: Path, facts: VideoFacts, limits: Limits) -> Generator[
             yield from pictures
 
 
+@contextlib.contextmanager
+def packets_of(path: Path, limits: Limits) -> "Iterator[tuple[VideoStream, Iterator[Packet[VideoStream]]]]":
+    """The video stream of a file and its packets, none of them decoded, within the limits.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidInput: it is no video file, broken, or outside of the limits.
+    """
+    with _open(path, limits, decoded=False) as (container, stream, _):
+        yield stream, _counted(path, limits, container.demux(stream))
+
+
+def _counted(
+    path: Path, limits: Limits, packets: "Iterator[Packet[VideoStream]]"
+) -> "Generator[Packet[VideoStream], None, None]":
+    """Packets that hold something, up to the limit, with the errors of PyAV named."""
+    count = 0
+    until_s = time.monotonic() + limits.deadline_s
+    while True:
+        try:
+            packet = next(packets, None)
+        except (FFmpegError, OSError, ValueError) as error:
+            _refuse(path, f"damaged data ({type(error).__name__}) at packet {count}", "a whole, undamaged file",
+                    "Fetch or write the file again.")  # fmt: skip
+        if packet is None:
+            return
+        count += packet.size > 0
+        if count > limits.max_frames or time.monotonic() > until_s:
+            _refuse(
+                path, f"packet {count}", f"up to {limits.max_frames}, read within {limits.deadline_s:g} s",
+                "Cut it into shorter files.",
+            )  # fmt: skip
+        if packet.size > 0:
+            yield packet
+
+
 def luma(frame: VideoFrame) -> Pixels:
     """The luma plane of a frame, copied: uint8 0 to 255, or uint16 0 to 1023 (H, W)."""
     plane = frame.planes[0]
@@ -227,6 +268,27 @@ def luma(frame: VideoFrame) -> Pixels:
     if not deep:
         return pixels.astype(np.uint8, copy=True)
     return np.right_shift(pixels.astype(np.uint16, copy=True), 6 if frame.format.name in _SHIFTED else 0)
+
+
+def chroma(frame: VideoFrame) -> Pixels:
+    """The chroma planes of a frame at half its size both ways, copied: as `luma` (2, (H + 1) // 2, (W + 1) // 2).
+
+    Formats with more chroma, or less, are brought there by swscale's bicubic filter; grey has the neutral value.
+    """
+    name = frame.format.name
+    deep = _DEPTHS[name] > 8
+    shape = (2, (frame.height + 1) // 2, (frame.width + 1) // 2)
+    if name.startswith("gray"):
+        return np.full(shape, 512, np.uint16) if deep else np.full(shape, 128, np.uint8)
+    halved = "yuv420p10le" if deep else "yuvj420p" if name.startswith("yuvj") else "yuv420p"
+    if name != halved:
+        frame = frame.reformat(format=halved, interpolation="BICUBIC", threads=1)
+    pixels = np.empty(shape, np.uint16 if deep else np.uint8)
+    for place, plane in enumerate(frame.planes[1:3]):
+        rows = np.frombuffer(memoryview(plane), np.dtype("<u2") if deep else np.uint8)
+        stride = plane.line_size // (2 if deep else 1)
+        pixels[place] = rows[: stride * shape[1]].reshape(shape[1], stride)[:, : shape[2]]
+    return pixels
 
 
 class _Work:
@@ -358,7 +420,7 @@ def _check_size(path: Path, stream: VideoStream, limits: Limits) -> tuple[int, i
 
 
 @contextlib.contextmanager
-def _open(path: Path, limits: Limits) -> Iterator[tuple[InputContainer, VideoStream, int]]:
+def _open(path: Path, limits: Limits, *, decoded: bool = True) -> Iterator[tuple[InputContainer, VideoStream, int]]:
     """The file, opened by Python so that no name ever reaches libavformat's protocols; closed on any exit."""
     try:
         status = path.stat()
@@ -374,7 +436,7 @@ def _open(path: Path, limits: Limits) -> Iterator[tuple[InputContainer, VideoStr
     except (OSError, ValueError) as error:
         _refuse(path, type(error).__name__, "a readable local file", "Correct the path, or its permissions.")
     with file:
-        container = _container(path, file, limits)
+        container = _container(path, file, limits, None if decoded else [{"skip_frame": "all"}] * _MOST_STREAMS)
         with container:
             stream = next((stream for stream in container.streams.video if not _is_cover(stream)), None)
             if stream is None:
@@ -388,7 +450,7 @@ def _open(path: Path, limits: Limits) -> Iterator[tuple[InputContainer, VideoStr
             yield container, stream, status.st_size
 
 
-def _container(path: Path, file: BinaryIO, limits: Limits) -> InputContainer:
+def _container(path: Path, file: BinaryIO, limits: Limits, stream_options: list[Any] | None) -> InputContainer:
     claimed = re.match(rb"YUV4MPEG2 (?:[A-VX-Z]\S* )*W(\d{1,9}) H(\d{1,9})\s", file.read(200))
     if claimed is not None and int(claimed[1]) * int(claimed[2]) > limits.max_pixels:
         got = f"{int(claimed[1])}x{int(claimed[2])} pixels"
@@ -396,7 +458,7 @@ def _container(path: Path, file: BinaryIO, limits: Limits) -> InputContainer:
     file.seek(0)
     try:
         return av.open(
-            file, "r", io_open=_open_nothing,
+            file, "r", io_open=_open_nothing, stream_options=stream_options,
             options={
                 "format_whitelist": _FORMATS, "protocol_whitelist": "none", "codec_whitelist": _CODECS,
                 "max_pixels": str(limits.max_pixels),

@@ -2,39 +2,23 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.artifacts import Artifact
 from serve.engines import Device, load_engine
-from serve.quality.bitstream import BitstreamFacts, features, read_segments
-from serve.quality.media import Limits, decode_pictures, probe
+from serve.quality.bitstream import BitstreamFacts, read_segments
+from serve.quality.estimates import BitstreamModel, Estimate, Method, mean
+from serve.quality.media import Limits, Picture, decode_pictures, probe
 from serve.quality.placement import eight_bit_luma
 from serve.quality.sampling import resolution_facts, sample_stream
 
-Floats = NDArray[np.float64]
-
 SEGMENT_S: Final = 4.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """What one segment, or a clip, is estimated at, in points of VMAF.
-
-    Attributes:
-        vmaf: median, 0 to 100.
-        low: lower end of the interval.
-        high: upper end.
-    """
-
-    vmaf: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +26,14 @@ class NoReference:
     """Estimates of a clip.
 
     Attributes:
-        method: what they are made of: both, bitstream or frames.
+        method: what they are made of: bitstream, or both it and frames.
         coverage: share of segments of unseen content that lie in their intervals, as held-out content showed.
         clip: means over the segments; the interval's ends are means too, which is cautious.
         segments: one estimate each, in order.
         segment_s: length that segments have at least, but the last: each ends before a key frame.
     """
 
-    method: str
+    method: Method
     coverage: float
     clip: Estimate
     segments: tuple[Estimate, ...]
@@ -65,36 +49,37 @@ class NoReferenceScorer:
     """
 
     def __init__(self, artifact: Artifact, device: Device = "auto") -> None:
-        self._parameters: dict[str, Any] = dict(artifact.manifest.parameters)
-        self._bitstream = load_engine(artifact, "bitstream", device)
+        self._bitstream = BitstreamModel.load(artifact, device)
         self._frames = load_engine(artifact, "frames", device)
 
-    def score(self, path: Path, *, display_height: int | None = None, limits: Limits | None = None) -> NoReference:
+    def score(
+        self, path: Path, *, display_height: int | None = None, limits: Limits | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> NoReference:  # fmt: skip
         """Estimate a clip.
 
         Args:
             path: a local file.
             display_height: lines that it is shown at; None: its own.
             limits: of reading it.
+            advance: told of the number of frames that were decoded.
 
         Raises:
             NotFound, InvalidInput: see serve.quality.media.probe and serve.quality.bitstream.read_segments.
         """
         limits = limits or Limits()
         video = probe(path, limits)
-        facts = read_segments(path, display_height, segment_s=SEGMENT_S)
-        method = "both" if self._parameters["use_both"] else "bitstream"
-        quantiles = self._bitstream({"features": features(facts)})["quantiles"].astype(np.float64)
+        facts = read_segments(path, display_height, segment_s=SEGMENT_S, limits=limits)
+        quantiles = self._bitstream.quantiles(facts)
+        method: Method = "both" if self._bitstream.use_both else "bitstream"
         if method == "both":
             with contextlib.closing(decode_pictures(path, video, limits)) as pictures:
-                stream = ((picture.time_s, eight_bit_luma(picture.frame)) for picture in pictures)
+                stream = _lumas(pictures, advance)
                 for place, patches in patches_of(stream, [one.duration_s for one in facts]):
                     quantiles[place] = (quantiles[place] + self._seen(facts[place], patches)) / 2
-        lows, highs = intervals(quantiles, float(self._parameters["widths"][method]))
-        rows = zip(quantiles[:, 1].tolist(), lows.tolist(), highs.tolist(), strict=True)
-        segments = tuple(Estimate(vmaf=middle, low=low, high=high) for middle, low, high in rows)
+        segments = self._bitstream.rated(quantiles, method)
         return NoReference(
-            method=method, coverage=float(self._parameters["coverage"]), clip=_mean(segments), segments=segments,
+            method=method, coverage=self._bitstream.coverage, clip=mean(segments), segments=segments,
             segment_s=SEGMENT_S,
         )  # fmt: skip
 
@@ -105,17 +90,11 @@ class NoReferenceScorer:
         return found
 
 
-def intervals(quantiles: Floats, width: float | Floats) -> tuple[Floats, Floats]:
-    """Lower and upper ends (B,), 0 to 100, the median always inside.
-
-    Args:
-        quantiles: lower, median and upper (B, Q).
-        width: that both ends move outward by, one for all or of each (B,); negative: inward.
-    """
-    middle = quantiles[:, 1]
-    low = np.minimum(quantiles[:, 0] - width, middle).clip(0.0, 100.0)
-    high = np.maximum(quantiles[:, -1] + width, middle).clip(0.0, 100.0)
-    return low, high
+def _lumas(pictures: Iterable[Picture], advance: Callable[[int], None]) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """(seconds, luma (H, W)) of frames as they are decoded, with their number told."""
+    for picture in pictures:
+        yield picture.time_s, eight_bit_luma(picture.frame)
+        advance(picture.index + 1)
 
 
 def patches_of(
@@ -136,9 +115,3 @@ def patches_of(
     for place, frames in itertools.groupby(stream, key=place_of):
         start_s = float(ends_s[place]) - durations_s[place]
         yield place, sample_stream(((time_s - start_s, luma) for time_s, luma in frames), durations_s[place])
-
-
-def _mean(estimates: tuple[Estimate, ...]) -> Estimate:
-    return Estimate(
-        **{name: float(np.mean([getattr(one, name) for one in estimates])) for name in ("vmaf", "low", "high")}
-    )

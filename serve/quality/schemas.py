@@ -5,19 +5,35 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from serve.quality.bitstream import LEAST_SIDE, LONGEST_S, MOST_BYTES, MOST_FPS, MOST_FRAMES, MOST_SIDE
+
 MAX_WAIT_S: Final = 10.0
 MAX_EVERY: Final = 1000
+MAX_SEGMENTS: Final = 1000
+"""Of one question about bitstreams."""
+
 JOB_PATTERN: Final = "^[0-9a-f]{32}$"
 
 State = Literal["queued", "running", "finished", "failed", "cancelled"]
 ENDED: Final = ("finished", "failed", "cancelled")
 
+Side = Literal["reference", "distorted"]
+Codec = Literal["h264", "hevc", "av1", "vp9"]
+FrameKind = Literal["key", "other", "disposable"]
+
 MediaPath = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 JobId = Annotated[str, Field(pattern=JOB_PATTERN)]
 
 EXAMPLE: Final[JsonDict] = {"reference": "film/master.mp4", "distorted": "film/750k.mp4", "model": "vmaf_v0.6.1"}
+ALONE_EXAMPLE: Final[JsonDict] = {"distorted": "film/750k.mp4", "display_height": 1080}
+_SEGMENT: Final[JsonDict] = {
+    "codec": "h264", "width": 1280, "height": 720, "display_height": 1080, "fps": 25.0, "duration_s": 4.0,
+    "size_bytes": 912_345,
+}  # fmt: skip
+SEGMENTS_EXAMPLE: Final[JsonDict] = {"segments": [_SEGMENT]}
 _JOB_EXAMPLE: Final[JsonDict] = {
     **EXAMPLE,
+    "display_height": None,
     "request_id": "9f1c2d7e5a",
     "job": "3b0c5f7d9a1e4c628f0d2b4a6c8e0f12",
     "state": "running",
@@ -30,23 +46,58 @@ _JOB_EXAMPLE: Final[JsonDict] = {
 }
 
 
+class SegmentFacts(BaseModel):
+    """What is known of a segment with no decode, as a manifest or a packager has it.
+
+    Attributes:
+        codec: of its video.
+        width: of the rendition, pixels.
+        height: of the rendition, lines.
+        display_height: lines of the source, to which it is scaled up, at least `height`; null: `height`.
+        fps: frames a second.
+        duration_s: length.
+        size_bytes: of all its frames together.
+        frame_bytes: sizes in decoding order, `size_bytes` in all; none where they are unknown.
+        frame_kinds: of each frame: `key`, `other`, or `disposable` (shown before one decoded earlier, or marked so).
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra={"examples": [_SEGMENT]})
+
+    codec: Codec
+    width: int = Field(ge=LEAST_SIDE, le=MOST_SIDE)
+    height: int = Field(ge=LEAST_SIDE, le=MOST_SIDE)
+    display_height: int | None = Field(default=None, ge=LEAST_SIDE, le=MOST_SIDE)
+    fps: float = Field(ge=1, le=MOST_FPS)
+    duration_s: float = Field(ge=0.001, le=LONGEST_S)
+    size_bytes: int = Field(ge=1, le=MOST_BYTES)
+    frame_bytes: tuple[Annotated[int, Field(ge=1, le=MOST_BYTES)], ...] = Field(default=(), max_length=MOST_FRAMES)
+    frame_kinds: tuple[FrameKind, ...] = Field(default=(), max_length=MOST_FRAMES)
+
+
 class QualityRequest(BaseModel):
-    """Body of POST /v1/quality.
+    """Body of POST /v1/quality: an encode and its reference, an encode alone, or facts of bitstreams alone.
 
     Attributes:
         reference: the clip as it should be: path of a file under the media folder, relative to it.
-        distorted: an encode of it, likewise.
-        model: a published VMAF model, such as `vmaf_v0.6.1` or `vmaf_v0.6.1neg`.
-        every: score one frame in so many.
+        distorted: an encode of it, likewise; with no `reference`, its VMAF is estimated.
+        model: a published VMAF model, such as `vmaf_v0.6.1` or `vmaf_v0.6.1neg`; only with a `reference`.
+        every: score one frame in so many; only with a `reference`.
+        display_height: lines that an encode with no `reference` is shown at; null: its own.
+        segments: facts instead of files; answered at once.
         wait_s: how long to wait for the report before answering 202; less where the request's deadline is sooner.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True,
+        json_schema_extra={"examples": [EXAMPLE, ALONE_EXAMPLE, SEGMENTS_EXAMPLE]},
+    )  # fmt: skip
 
-    reference: MediaPath
-    distorted: MediaPath
+    reference: MediaPath | None = None
+    distorted: MediaPath | None = None
     model: str = Field(default="vmaf_v0.6.1", min_length=1, max_length=64)
     every: int = Field(default=1, ge=1, le=MAX_EVERY)
+    display_height: int | None = Field(default=None, ge=LEAST_SIDE, le=MOST_SIDE)
+    segments: tuple[SegmentFacts, ...] | None = Field(default=None, min_length=1, max_length=MAX_SEGMENTS)
     wait_s: float = Field(default=5.0, ge=0, le=MAX_WAIT_S)
 
 
@@ -86,9 +137,10 @@ class FrameQuality(BaseModel):
 
 
 class QualityReport(BaseModel):
-    """What was measured.
+    """What was measured against a reference.
 
     Attributes:
+        kind: tells this report from the other.
         model: the VMAF model.
         version: of the artifact `vmaf`.
         backend: what scored: `libvmaf`, or the engine's device, such as `engine cpu`.
@@ -98,6 +150,7 @@ class QualityReport(BaseModel):
         notes: what else a reader of the scores should know.
     """
 
+    kind: Literal["full_reference"] = "full_reference"
     model: str
     version: str
     backend: str
@@ -105,6 +158,59 @@ class QualityReport(BaseModel):
     frames: tuple[FrameQuality, ...]
     corrections: tuple[str, ...]
     notes: tuple[str, ...]
+
+
+class EstimatedQuality(BaseModel):
+    """An estimate on VMAF's scale.
+
+    Attributes:
+        vmaf: median.
+        low: lower end of its interval.
+        high: upper end.
+    """
+
+    vmaf: float
+    low: float
+    high: float
+
+
+class EstimateReport(BaseModel):
+    """What was estimated with no reference.
+
+    Attributes:
+        kind: tells this report from the other.
+        model: `quality`.
+        version: of its artifact.
+        method: `bitstream`, or `both` where decoded frames were looked at too.
+        coverage: share of segments of unseen content whose VMAF lies in their intervals, as held-out content showed.
+        segment_s: length that segments of a file have at least, but the last; null where facts came as segments.
+        clip: means over the segments.
+        segments: one estimate each, in order.
+    """
+
+    kind: Literal["no_reference"] = "no_reference"
+    model: str
+    version: str
+    method: Literal["bitstream", "both"]
+    coverage: float
+    segment_s: float | None
+    clip: EstimatedQuality
+    segments: tuple[EstimatedQuality, ...]
+
+
+Report = Annotated[QualityReport | EstimateReport, Field(discriminator="kind")]
+
+
+class QualityEstimate(BaseModel):
+    """Answer of POST /v1/quality to facts of bitstreams: no job, the report at once.
+
+    Attributes:
+        request_id: names this answer.
+        report: an estimate of each segment.
+    """
+
+    request_id: str
+    report: EstimateReport
 
 
 class QualityProgress(BaseModel):
@@ -146,10 +252,11 @@ class QualityJob(BaseModel):
         request_id: names this answer.
         job: id; the same question about the same files is the same job.
         state: `queued`, `running`, `finished`, `failed` or `cancelled`.
-        reference: as asked.
-        distorted: as asked.
-        model: as asked.
+        reference: as asked, or the name of the file that was uploaded; null for an estimate.
+        distorted: likewise.
+        model: as asked; `quality` for an estimate.
         every: as asked.
+        display_height: as asked.
         created_ts: when it was asked for first.
         updated_ts: when this was last written.
         progress: how far it is.
@@ -162,14 +269,15 @@ class QualityJob(BaseModel):
     request_id: str
     job: str
     state: State
-    reference: str
+    reference: str | None
     distorted: str
     model: str
     every: int
+    display_height: int | None
     created_ts: int
     updated_ts: int
     progress: QualityProgress
-    report: QualityReport | None
+    report: Report | None
     problem: QualityProblem | None
 
 
@@ -177,12 +285,14 @@ class Task(BaseModel):
     """What a worker is told: `request.json` of a job.
 
     Attributes:
-        reference: path under `media`.
+        reference: path under `media`, or a name of an uploaded file; None for an estimate.
         distorted: likewise.
-        model: VMAF model.
+        uploaded: which of the two lie in the job's own folder of uploads.
+        model: VMAF model, or `quality` for an estimate.
         every: one frame in so many.
-        media: the folder that files may lie in.
-        artifact: folder of the version of `vmaf`.
+        display_height: lines that an encode with no reference is shown at.
+        media: the folder that files may lie in; None where both were uploaded.
+        artifact: folder of the version of the model.
         device: of an engine: cpu, torch, cuda or auto.
         limits: arguments of serve.quality.media.Limits.
         deadline_s: longest time that the work may take.
@@ -191,16 +301,24 @@ class Task(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    reference: str
+    reference: str | None
     distorted: str
+    uploaded: tuple[Side, ...] = ()
     model: str
     every: int
-    media: str
+    display_height: int | None = None
+    media: str | None
     artifact: str
     device: Literal["cpu", "torch", "cuda", "auto"]
     limits: dict[str, Any]
     deadline_s: float
     created_ts: int
+
+    @property
+    def files(self) -> dict[Side, str]:
+        """Field -> what was said of its file, of those that there are."""
+        named: dict[Side, str | None] = {"reference": self.reference, "distorted": self.distorted}
+        return {field: given for field, given in named.items() if given is not None}
 
 
 class Status(BaseModel):

@@ -7,22 +7,26 @@ its deadline passes or its parent dies.
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import orjson
 
 from serve.artifacts import read_artifact
-from serve.errors import NotFound, PlayheadError, Unavailable
+from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
+from serve.quality.estimates import MODEL
 from serve.quality.files import find_file
-from serve.quality.jobs import BUSY, JobStore, QualityLimits, failed, held, late, now_ms, problem_of
+from serve.quality.jobs import BUSY, UPLOADS, JobStore, QualityLimits, failed, held, late, now_ms, problem_of
 from serve.quality.media import Limits, probe
-from serve.quality.schemas import QualityProblem, Status, Task
+from serve.quality.noreference import NoReference, NoReferenceScorer
+from serve.quality.schemas import EstimatedQuality, EstimateReport, QualityProblem, Side, Status, Task
 from serve.quality.scorer import FullReferenceScorer, Quality
 
 _NICENESS: Final = 10
@@ -60,7 +64,7 @@ class Work:
         try:
             report = self._score(task)
         except PlayheadError as error:
-            self._fail(problem_of(_without_paths(error, task)))
+            self._fail(problem_of(self._without_paths(error)))
         except Exception as error:  # noqa: BLE001 - whatever a library raises, the job ends and says so
             traceback.print_exception(error)
             self._fail(problem_of(_unknown(error)))
@@ -70,38 +74,62 @@ class Work:
                 total = self._status.total or self._status.done
                 done = {"state": "finished", "updated_ts": now_ms(), "done": total, "total": total}
                 self._store.finish(self._name, self._status.model_copy(update=done), report)
+        shutil.rmtree(self._store.folder / self._name / UPLOADS, ignore_errors=True)
 
     def _score(self, task: Task) -> bytes:
         try:
             artifact = read_artifact(task.artifact)
         except PlayheadError as error:
             raise Unavailable(
-                field="model", got="no whole artifact `vmaf`", expected="a version of it",
-                next_step="Make it anew: playhead eval quality.",
+                field="model", got="no whole artifact", expected="a version of it",
+                next_step="Make it anew: playhead eval quality, or playhead train quality.",
             ) from error  # fmt: skip
         limits = Limits(**task.limits)
-        scorer = FullReferenceScorer(artifact, task.device)
-        files, frames = [], []
-        for field in ("reference", "distorted"):
-            path = find_file(Path(task.media), getattr(task, field), field)
+        files: dict[Side, Path] = {}
+        frames = []
+        for side, given in task.files.items():
+            files[side] = path = self._file(side, given)
             try:
                 facts = probe(path, limits)
             except PlayheadError as error:
-                error.field = field
+                error.field = side
                 raise
-            files.append(path)
             frames.append(facts.frames or round((facts.duration_s or 0) * facts.frames_per_s))
         self._status = self._status.model_copy(update={"total": min(frames) or None})
         try:
-            found = scorer.score(
-                files[0], files[1], model=task.model, every=task.every, limits=limits, advance=self._advance
+            if "reference" in files:
+                measured = FullReferenceScorer(artifact, task.device).score(
+                    files["reference"], files["distorted"], model=task.model, every=task.every, limits=limits,
+                    advance=self._advance,
+                )  # fmt: skip
+                return render(measured, artifact.version)
+            estimated = NoReferenceScorer(artifact, task.device).score(
+                files["distorted"], display_height=task.display_height, limits=limits, advance=self._advance
             )
+            return render_estimate(estimated, artifact.version)
         except PlayheadError as error:
-            names = [path.name for path in files]
-            if error.field in names and names[0] != names[1]:
-                error.field = "reference" if error.field == names[0] else "distorted"
+            named = [side for side, path in files.items() if path.name == error.field]
+            if error.field.startswith("bitstream.") and isinstance(error, InvalidInput):
+                error.field = "display_height" if error.field.endswith("display_height") else "distorted"
+            elif len(named) == 1:
+                (error.field,) = named
             raise
-        return render(found, artifact.manifest.version)
+
+    def _file(self, side: Side, given: str) -> Path:
+        if side in self._job.task.uploaded:
+            return self._store.folder / self._name / UPLOADS / side
+        assert self._job.task.media is not None
+        return find_file(Path(self._job.task.media), given, side)
+
+    def _without_paths(self, error: PlayheadError) -> PlayheadError:
+        """An error that says nothing of where this machine keeps its files."""
+        media = self._job.task.media
+        folders = [str(self._store.folder / self._name / UPLOADS), os.environ.get("TMPDIR", "")]
+        if media is not None:
+            folders += [os.path.realpath(media), media]
+        for folder in filter(None, folders):
+            error.got = error.got.replace(f"{folder}/", "").replace(folder, "")
+        return error
 
     def _advance(self, count: int) -> None:
         now = time.monotonic()
@@ -133,6 +161,7 @@ def render(found: Quality, version: str) -> bytes:
     frames = zip(found.indices.tolist(), found.times_s.tolist(), found.scores.tolist(), strict=True)
     return orjson.dumps(
         {
+            "kind": "full_reference",
             "model": found.model,
             "version": version,
             "backend": found.backend,
@@ -145,12 +174,15 @@ def render(found: Quality, version: str) -> bytes:
     )
 
 
-def _without_paths(error: PlayheadError, task: Task) -> PlayheadError:
-    """An error that says nothing of where this machine keeps its files."""
-    for folder in (os.path.realpath(task.media), task.media, os.environ.get("TMPDIR", "")):
-        if folder:
-            error.got = error.got.replace(f"{folder}/", "").replace(folder, "")
-    return error
+def render_estimate(found: NoReference, version: str) -> bytes:
+    """A report of an estimate as JSON."""
+    return orjson.dumps(
+        EstimateReport(
+            model=MODEL, version=version, method=found.method, coverage=found.coverage, segment_s=found.segment_s,
+            clip=EstimatedQuality(**asdict(found.clip)),
+            segments=tuple(EstimatedQuality(**asdict(one)) for one in found.segments),
+        ).model_dump()
+    )  # fmt: skip
 
 
 def _unknown(error: Exception) -> Unavailable:

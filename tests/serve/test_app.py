@@ -127,8 +127,8 @@ async def test_models_of_the_remote_stages_are_told(split: tuple[Arguments, Any,
         deadline = time.monotonic() + 15
         while True:
             models = (await client.get("/v1/models")).json()["models"]
-            if [model["state"] for model in models] == ["live", "live"]:
-                assert [model["name"] for model in models] == ["recommend", "bitrate"]
+            if [model["state"] for model in models] == ["live", "live", "missing"]:
+                assert [model["name"] for model in models] == ["recommend", "bitrate", "quality"]
                 break
             assert time.monotonic() < deadline, models
             await asyncio.sleep(0.05)

@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 from scipy.stats import pearsonr, spearmanr
 
 from serve.quality.bitstream import FEATURES
-from serve.quality.noreference import intervals
+from serve.quality.estimates import intervals
 from training.quality.calibration import COVERAGE, Floats, held_out, held_out_widths, nonconformity, widening
 from training.quality.fit import FitSettings, Material, fit_bitstream, fit_frames
 from training.recommend.progress import ProgressReport, silent

@@ -20,12 +20,14 @@ from serve.artifacts import read_artifact
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
 from serve.quality.files import find_file
 from serve.quality.intake import Intake, IntakeSettings
-from serve.quality.jobs import LOG, MAX_ATTEMPTS, SCRATCH, Job, JobStore, QualityLimits, now_ms
+from serve.quality.jobs import LOG, MAX_ATTEMPTS, SCRATCH, UPLOADS, Job, JobStore, QualityLimits, now_ms
+from serve.quality.noreference import NoReferenceScorer
 from serve.quality.runner import QualityRunner
-from serve.quality.schemas import QualityReport, QualityRequest, Status
+from serve.quality.schemas import EstimateReport, QualityReport, QualityRequest, Status
 from serve.quality.scorer import FullReferenceScorer
 from tests.serve.gateway.conftest import install_model
 from tests.serve.quality.conftest import Clip
+from tests.serve.quality.small_quality import small_quality
 from tests.serve.quality.small_vmaf import small_vmaf
 
 LONG_FILM = "testsrc2=s=1280x720:rate=25,format=yuv420p"
@@ -40,6 +42,8 @@ def media(tmp_path: Path, film: Path, clip: Clip) -> Path:
     long = clip(
         "long.mp4", "-f", "lavfi", "-i", LONG_FILM, "-frames:v", "600", "-c:v", "libx264", "-preset", "ultrafast"
     )  # fmt: skip
+    sound = clip("sound.mp4", "-f", "lavfi", "-i", "sine=d=1")
+    shutil.copy(sound, folder / "sound.mp4")
     shutil.copy(film, folder / "film.mkv")
     shutil.copy(coded, folder / "encodes" / "film.mp4")
     shutil.copy(long, folder / "long.mp4")
@@ -56,7 +60,7 @@ class Desk:
     runner: QualityRunner
     media: Path
 
-    def ask(self, reference: str = "film.mkv", distorted: str = "encodes/film.mp4", **more: object) -> str:
+    def ask(self, reference: str | None = "film.mkv", distorted: str = "encodes/film.mp4", **more: object) -> str:
         return self.intake.ask(QualityRequest(reference=reference, distorted=distorted, **more))  # type: ignore[arg-type]
 
     @asynccontextmanager
@@ -76,6 +80,7 @@ Opener = Callable[..., Desk]
 def open_desk(tmp_path: Path, media: Path) -> Opener:
     home = tmp_path / "home"
     install_model(home, small_vmaf(), "vmaf")
+    install_model(home, small_quality(), "quality")
 
     def make(**limits: float) -> Desk:
         bounds = QualityLimits(**limits)  # type: ignore[arg-type]
@@ -152,6 +157,84 @@ async def test_report_is_the_scorers(open_desk: Opener) -> None:
     assert (report.backend, report.model, report.version) == ("libvmaf", "vmaf_v0.6.1", small_vmaf().name)
     assert (job.status.done, job.status.total) == (80, 80)
     assert not (desk.store.folder / name / SCRATCH).exists()
+
+
+@pytest.mark.parametrize("display_height", [None, 720])
+async def test_estimate_is_the_scorers(open_desk: Opener, display_height: int | None) -> None:
+    desk = open_desk()
+    name = desk.ask(None, display_height=display_height)
+    async with desk.working():
+        job = await until(desk, name, lambda job: job.ended)
+    assert job.report is not None, (job, _log(desk, name))
+    report = EstimateReport.model_validate_json(job.report)
+    expected = NoReferenceScorer(read_artifact(small_quality()), "cpu").score(
+        desk.media / "encodes" / "film.mp4", display_height=display_height
+    )
+    assert report.clip.model_dump() == pytest.approx(asdict(expected.clip))
+    assert len(report.segments) == len(expected.segments) == 1
+    assert (report.method, report.coverage, report.version) == ("both", 0.9, small_quality().name)
+    assert (job.status.done, job.status.total) == (80, 80)
+    assert desk.ask(None, display_height=display_height) == name != desk.ask(None, display_height=1000)
+
+
+async def test_estimate_of_what_cannot_be_shown_names_the_field(open_desk: Opener) -> None:
+    desk = open_desk()
+    names = [desk.ask(None, "encodes/long.mp4", display_height=300), desk.ask(None, "sound.mp4")]
+    async with desk.working():
+        low, sound = [await until(desk, name, lambda job: job.ended) for name in names]
+    assert low.status.problem is not None
+    assert (low.status.problem.field, low.status.problem.status) == ("display_height", 422)
+    assert sound.status.problem is not None
+    assert (sound.status.problem.field, sound.status.problem.got) == ("distorted", "'no video stream'")
+
+
+async def test_uploads_last_as_long_as_their_job(open_desk: Opener) -> None:
+    desk = open_desk()
+    film, coded = desk.media / "film.mkv", desk.media / "encodes" / "film.mp4"
+
+    def upload(distorted: Path = coded, **more: object) -> str:
+        request = QualityRequest(reference="film.mkv", distorted="mine.mp4", **more)  # type: ignore[arg-type]
+        with distorted.open("rb") as file:
+            return desk.intake.ask(request, {"distorted": file})
+
+    name, cancelled, broken = upload(), upload(every=2), upload(desk.media / "sound.mp4")
+    assert upload() == name
+    assert sorted(path.name for path in desk.store.folder.iterdir()) == sorted([name, cancelled, broken])
+    by_path = desk.ask()
+    assert by_path != name
+    desk.store.cancel(by_path)
+    assert (desk.store.folder / name / UPLOADS / "distorted").read_bytes() == coded.read_bytes()
+    desk.store.cancel(cancelled)
+    assert not (desk.store.folder / cancelled / UPLOADS).exists()
+    async with desk.working():
+        jobs = [await until(desk, which, lambda job: job.ended) for which in (name, broken)]
+        await swept(desk.store.folder)
+    assert [job.status.state for job in jobs] == ["finished", "failed"], _log(desk, name)
+    assert jobs[1].status.problem is not None
+    assert jobs[1].status.problem.field == "distorted"
+    assert str(desk.store.folder) not in jobs[1].status.model_dump_json()
+    assert not list(desk.store.folder.glob(f"*/{UPLOADS}"))
+    expected = FullReferenceScorer(read_artifact(small_vmaf()), "cpu").score(film, coded, backend="libvmaf")
+    assert jobs[0].report is not None
+    assert QualityReport.model_validate_json(jobs[0].report).pooled.mean == pytest.approx(expected.pooled.mean)
+    assert upload(every=2) == cancelled
+    assert desk.store.read(cancelled).status.state == "queued"
+    assert (desk.store.folder / cancelled / UPLOADS / "distorted").exists(), "asked again, it brings its file again"
+
+
+def test_uploads_need_no_media_folder_and_no_room_that_is_not_there(open_desk: Opener, tmp_path: Path) -> None:
+    desk = open_desk(waiting=1)
+    settings = IntakeSettings(
+        media=None, models=tmp_path / "home" / "models", device="cpu", limits=QualityLimits(waiting=1)
+    )
+    intake = Intake(settings, desk.store)
+    with (desk.media / "film.mkv").open("rb") as one, (desk.media / "encodes" / "film.mp4").open("rb") as other:
+        intake.ask(QualityRequest(reference="a", distorted="b"), {"reference": one, "distorted": other})
+        with pytest.raises(Unavailable, match="Set PLAYHEAD_MEDIA"):
+            intake.ask(QualityRequest(reference="film.mkv", distorted="b"), {"distorted": other})
+        with pytest.raises(Unavailable, match="fewer than 1"):
+            intake.ask(QualityRequest(distorted="b"), {"distorted": other})
+    assert len(list(desk.store.folder.iterdir())) == 1, "what was refused leaves nothing"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from serve.engines.openvino import OpenVinoEngine
 from serve.engines.torch import TorchEngine
 from serve.errors import InvalidInput
 from serve.quality.bitstream import FEATURES
-from serve.quality.noreference import NoReferenceScorer, intervals, patches_of
+from serve.quality.estimates import intervals
+from serve.quality.noreference import NoReferenceScorer, patches_of
 from serve.quality.sampling import FACTS, PATCHES, SIDE, sample_stream
 from tests.contracts.tensorrt_build import build_engine
 from tests.serve.quality.conftest import Clip
