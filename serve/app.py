@@ -42,6 +42,7 @@ from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
 from serve.ranking import Ranker, RankerSettings
 from serve.schemas import Answer, HomeQuery
+from serve.telemetry.log import TelemetryWriter
 
 _FLUSH_S: Final = 1.0
 _STATES_S: Final = 2.0
@@ -85,6 +86,7 @@ async def open_gateway(
     live = _live_ranker(arguments, metrics, with_model=ranker is None)
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
+    telemetry = TelemetryWriter(settings)
     here, policy = _live_planner(arguments, metrics)
     stages = Stages(
         features=reader,
@@ -94,6 +96,7 @@ async def open_gateway(
         prepare=live.ranker.prepare if arguments.encode_ahead else None,
         planner=here,
         lookups=lookups,
+        telemetry=telemetry,
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
@@ -129,7 +132,7 @@ async def open_gateway(
     async def background() -> AsyncIterator[None]:
         async with running(*beside):
             yield
-        await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close())
+        await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close(), telemetry.close())
         metrics.close()
 
     return create(

@@ -12,7 +12,7 @@ import glob
 import os
 import re
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import psutil
@@ -21,9 +21,12 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from serve.engines.fallback import take_fallbacks
 
-STAGES: Final = ("gateway", "features", "ranking", "encoder", "ranker", "page", "events", "bitrate", "planner")
+STAGES: Final = (
+    "gateway", "features", "ranking", "encoder", "ranker", "page", "events", "bitrate", "planner", "telemetry",
+)  # fmt: skip
 """Parts of an answer's way: gateway is the whole request; ranking holds encoder, ranker and page; bitrate
-is from readable sessions to decisions, planner one call of the policy, which requests may share."""
+is from readable sessions to decisions, planner one call of the policy, which requests may share; telemetry is from
+reports that were read to their acknowledgement by the log."""
 
 BUCKETS_S: Final = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075,
@@ -92,6 +95,15 @@ class Metrics:
                 "playhead_cache", "Cache look-ups by outcome.", ["cache", "outcome"], registry=self.registry
             ),
             "events": Counter("playhead_events", "Events by outcome.", ["outcome"], registry=self.registry),
+            "telemetry": Counter(
+                "playhead_telemetry_reports", "Reports of players by outcome.", ["outcome"], registry=self.registry
+            ),
+            "malformed": Counter(
+                "playhead_telemetry_malformed",
+                "CMCD keys whose values could not be used.",
+                ["key"],
+                registry=self.registry,
+            ),
             "decisions": Counter(
                 "playhead_bitrate_decisions",
                 "Bitrate decisions by what made them: the model, or the simple rule.",
@@ -155,6 +167,14 @@ class Metrics:
         """Count written events."""
         self._pending["events", "accepted"] += accepted
         self._pending["events", "duplicate"] += duplicates
+
+    def telemetry(self, *, accepted: int, rejected: int, malformed: Mapping[str, int]) -> None:
+        """Count reports of players; `malformed` holds keys of the standards alone, never a caller's own."""
+        self._pending["telemetry", "accepted"] += accepted
+        if rejected:
+            self._pending["telemetry", "rejected"] += rejected
+        for key, count in malformed.items():
+            self._pending["malformed", key] += count
 
     def decisions(self, *, model: int, rule: int) -> None:
         """Count bitrate decisions."""

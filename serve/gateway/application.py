@@ -22,6 +22,7 @@ from serve.gateway.player import PlayerRoutes
 from serve.gateway.quality import QualityRoutes, QualityStage
 from serve.gateway.requests import ModelRoute
 from serve.gateway.stages import Stages
+from serve.gateway.telemetry import TelemetryRoutes
 from serve.logs import RequestLog, RequestLogSettings
 from serve.metrics import Metrics
 from serve.quality.schemas import QualityRequest
@@ -72,6 +73,7 @@ def create(
     PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
     BitrateRoutes(Decider(stages.planner, stages.lookups, metrics)).add_to(app)
     QualityRoutes(quality).add_to(app)
+    TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics).add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:

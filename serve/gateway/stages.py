@@ -9,6 +9,7 @@ from features.profiles import ProfileFeatures
 from serve.bitrate.decisions import Lookups
 from serve.bitrate.planner import Planner
 from serve.schemas import Answer, HomeQuery
+from serve.telemetry.log import Said
 
 
 class FeatureReader(Protocol):
@@ -41,6 +42,18 @@ class EventSink(Protocol):
 
         Raises:
             StoreUnavailable: they cannot be acknowledged.
+        """
+        ...
+
+
+class TelemetrySink(Protocol):
+    """Where what players say goes."""
+
+    async def write(self, said: Said, deadline_s: float) -> None:
+        """Append; all of it is durable when this returns.
+
+        Raises:
+            StoreUnavailable: not all of it is.
         """
         ...
 
@@ -107,6 +120,7 @@ class Stages:
             where pages may be made elsewhere.
         planner: decides which rung to fetch next; a simple rule stands in where it does not answer.
         lookups: what is known of titles and networks, for the planner and the rule.
+        telemetry: takes what players say.
         models: which models answer, as last known.
         not_ready: what this replica still waits for, empty when it may take traffic.
     """
@@ -118,5 +132,6 @@ class Stages:
     prepare: Callable[[ProfileFeatures], None] | None
     planner: Planner
     lookups: Lookups
+    telemetry: TelemetrySink
     models: Callable[[], Sequence[ModelState]]
     not_ready: Callable[[], Sequence[str]]

@@ -367,7 +367,7 @@ def name_of(task: Task, files: Mapping[Side, Path], digests: Mapping[Side, str])
         OSError: a file is gone.
     """
     asked = task.model_dump_json(include={"model", "every", "display_height", "artifact", "limits"})
-    seen: dict[str, object] = {**digests}
+    seen: dict[str, object] = {str(side): digest for side, digest in digests.items()}
     for side, path in files.items():
         status = path.stat()
         seen[side] = (str(path), status.st_size, status.st_mtime_ns)
