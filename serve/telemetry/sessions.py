@@ -1,0 +1,582 @@
+"""Playback sessions: what reports add up to, and what each window of time saw of them.
+
+A session is a fold over its reports in the order in which things happened. Reports that come late or out of order are
+put into their place and the fold is made again from a little before; one that comes twice counts once. Sessions that
+say nothing more are closed, and there are never more than a number that is set.
+
+Units: time ms, bitrate kbit/s. Two clocks: `ts` is the player's, which may be wrong by any constant and still gives
+right lengths; `now` is the log's, which windows and time-outs go by, so that the same log gives the same windows
+whenever it is read.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Self
+
+from serve.telemetry.reports import DIMENSIONS, Report
+
+WINDOW_MS: Final = 10_000
+SLOW_START_MS: Final = 5_000
+START_TIMEOUT_MS: Final = 30_000
+"""A start that shows nothing for so long has failed."""
+
+LEAST_WAIT_MS: Final = 2_000
+"""Who leaves sooner than this had not waited: no failed start."""
+
+LOW_BITRATE: Final = 0.3
+"""Of the highest bitrate that the session has been offered; below it a session counts as low."""
+
+QUIET_AFTER: Final = 2.5
+"""A session is quiet when it has said nothing for so many of its own intervals."""
+
+INTERVAL_MS: Final = 30_000
+"""Between reports of a session that has not shown its own interval yet (CTA-5004-B's default)."""
+
+DEAD_MS: Final = 300_000
+"""A session that has said nothing for so long is closed."""
+
+LINGER_MS: Final = 60_000
+"""A session that is over is known for so long, for what comes late or twice."""
+
+MOST_GAP_MS: Final = 120_000
+"""Of silence that still counts as the state before it."""
+
+_RECENT: Final = 32
+"""Reports of a session that can still be put into another order."""
+
+METRICS: Final = ("start_failures", "slow_starts", "stalls", "errors", "failures", "low_bitrate", "silence")
+"""What windows count, each as (total, bad):
+
+start_failures: starts that came to an end; those that ended without a picture
+slow_starts: starts that succeeded; those that took longer than SLOW_START_MS
+stalls: sessions that played or stalled in the window; those that stalled
+errors: sessions that were there in the window; those that told of an error that playback survived
+failures: started sessions that ended in the window; those that ended in an error
+low_bitrate: sessions that played in the window; those below LOW_BITRATE of what they are offered
+silence: sessions that were due to report; those that did not, with no farewell
+"""
+
+Leaf = tuple[str, ...]
+"""A value of each of DIMENSIONS, empty where it is unknown."""
+
+_STARTING: Final = "s"
+_PLAYING: Final = "p"
+_STALLED: Final = "r"
+_OVER: Final = frozenset("efq")
+_LIVELY: Final = frozenset("spd")
+_REPLAY_MS: Final = 1_000
+_COLUMN: Final = {metric: 2 * place for place, metric in enumerate(METRICS)}
+_WIDTH: Final = 2 * len(METRICS) + 1
+ATTEMPTS: Final = 2 * len(METRICS)
+"""Column of the number of sessions that began."""
+
+
+@dataclass(slots=True)
+class Window:
+    """What one window saw of some sessions.
+
+    Attributes:
+        start_ms: when it began; a multiple of WINDOW_MS.
+        counts: leaf -> total and bad of each of METRICS in turn, then the number of sessions that began.
+    """
+
+    start_ms: int
+    counts: dict[Leaf, list[int]] = field(default_factory=dict)
+
+    def row(self, leaf: Leaf) -> list[int]:
+        """The counts of a leaf, to be added to."""
+        row = self.counts.get(leaf)
+        if row is None:
+            row = self.counts[leaf] = [0] * _WIDTH
+        return row
+
+    def add(self, leaf: Leaf, metric: str, *, bad: bool) -> None:
+        """Count one for a metric."""
+        row, column = self.row(leaf), _COLUMN[metric]
+        row[column] += 1
+        row[column + 1] += bad
+
+    def merge(self, other: Self) -> None:
+        """Add what another window of the same time saw of other sessions."""
+        for leaf, counts in other.counts.items():
+            row = self.row(leaf)
+            for column, count in enumerate(counts):
+                row[column] += count
+
+    def dump(self) -> list[Any]:
+        """As JSON takes it."""
+        return [self.start_ms, [[*leaf, *row] for leaf, row in self.counts.items()]]
+
+    @classmethod
+    def load(cls, dumped: Sequence[Any]) -> Self:
+        """The reverse of `dump`."""
+        width = len(DIMENSIONS)
+        return cls(dumped[0], {tuple(row[:width]): list(row[width:]) for row in dumped[1]})
+
+
+class Beat(NamedTuple):
+    """What a report says, as far as sessions are concerned; None where it does not say."""
+
+    ts: int
+    number: int
+    event: str
+    state: str
+    kbps: float | None
+    top_kbps: float | None
+    startup_ms: float | None
+    starved: bool
+    starting: bool
+    stalls: float | None
+    stall_ms: float | None
+
+
+class Fold:
+    """What beats add up to. Times ms, all 0 at the start."""
+
+    __slots__ = (
+        "errors", "failed", "first", "kbps", "played_kbits", "played_ms", "since", "stall_ms", "stalls", "started",
+        "startup_ms", "state", "switches", "top_kbps",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.since = 0
+        self.state = ""
+        self.started = 0
+        self.startup_ms = 0.0
+        self.played_ms = 0
+        self.stall_ms = 0.0
+        self.stalls = 0.0
+        self.kbps = 0.0
+        self.top_kbps = 0.0
+        self.played_kbits = 0.0
+        self.switches = 0
+        self.errors = 0
+        self.failed = False
+
+    def copy(self) -> "Fold":
+        """Another with the same values."""
+        other = Fold.__new__(Fold)
+        for name in Fold.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def apply(self, beat: Beat) -> None:
+        """Take in the next beat."""
+        if not self.first:
+            self.first = self.since = beat.ts
+        elapsed = beat.ts - self.since
+        if elapsed > 0:
+            elapsed = min(elapsed, MOST_GAP_MS)
+            if self.state == _PLAYING:
+                self.played_ms += elapsed
+                self.played_kbits += self.kbps * elapsed / 1000
+            elif self.state == _STALLED:
+                self.stall_ms += elapsed
+        self.since = max(self.since, beat.ts)
+        self._hear_numbers(beat)
+        state = beat.state or self._implied(beat)
+        if state and state != self.state and self.state not in _OVER:
+            self._enter(state, beat)
+
+    def _hear_numbers(self, beat: Beat) -> None:
+        if beat.kbps:
+            if self.kbps and beat.kbps != self.kbps:
+                self.switches += 1
+            self.kbps = beat.kbps
+        if beat.top_kbps:
+            self.top_kbps = max(self.top_kbps, beat.top_kbps)
+        if beat.startup_ms and not self.startup_ms:
+            self.startup_ms = beat.startup_ms
+        if beat.event == "e":
+            self.errors += 1
+        if beat.stalls is not None:
+            self.stalls = max(self.stalls, beat.stalls)
+        elif beat.starved and _STALLED not in {beat.state, self.state}:
+            self.stalls += 1
+        if beat.stall_ms is not None:
+            self.stall_ms = max(self.stall_ms, beat.stall_ms)
+
+    def _implied(self, beat: Beat) -> str:
+        """The state of a player that says none (version 1): its requests for start-up, then for playback."""
+        if beat.event:
+            return ""
+        if self.state in {"", _STARTING}:
+            return _STARTING if beat.starting or not self.state else _PLAYING
+        return ""
+
+    def _enter(self, state: str, beat: Beat) -> None:
+        if state == _PLAYING and not self.started:
+            self.started = beat.ts
+            if not self.startup_ms:
+                self.startup_ms = float(max(beat.ts - self.first, 1))
+        elif state == _STALLED and self.started and beat.stalls is None:
+            self.stalls += 1
+        elif state == "f":
+            self.failed = True
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A session that is over.
+
+    Attributes:
+        session: its `sid`.
+        leaf: what it is told apart by.
+        first_ms: its first report; the player's clock, set by the fastest report.
+        last_ms: its last.
+        started: whether a picture was ever shown.
+        startup_ms: from the wish to the first picture; 0 where there was none.
+        played_ms: of playing.
+        stall_ms: of stalling after the start.
+        stalls: how often.
+        mean_kbps: time-weighted bitrate of what was played; 0 unknown.
+        switches: changes of bitrate.
+        errors: errors that it told of.
+        end: `ended`, `quit`, `failed`, or `vanished` without a word.
+    """
+
+    session: str
+    leaf: Leaf
+    first_ms: int
+    last_ms: int
+    started: bool
+    startup_ms: float
+    played_ms: int
+    stall_ms: float
+    stalls: int
+    mean_kbps: float
+    switches: int
+    errors: int
+    end: str
+
+    @property
+    def rebuffer_ratio(self) -> float:
+        """Stalling as a share of stalling and playing, 0 to 1."""
+        whole = self.played_ms + self.stall_ms
+        return self.stall_ms / whole if whole else 0.0
+
+
+class Session:
+    """One session as it is known; see the module for what is what."""
+
+    __slots__ = (
+        "began", "ended", "erred", "fold", "heard", "interval", "leaf", "lost", "name", "offset", "outcome", "recent",
+        "settled", "stalled", "told_quiet",
+    )  # fmt: skip
+
+    def __init__(self, name: str, now: int) -> None:
+        self.name = name
+        self.leaf: Leaf = ("",) * len(DIMENSIONS)
+        self.began = now
+        self.heard = now
+        self.interval = 0
+        self.offset: int | None = None
+        self.settled = Fold()
+        self.fold = Fold()
+        self.recent: list[Beat] = []
+        self.outcome = ""  # of the start: "", "ok", "failed", "left"
+        self.stalled = False  # in this window
+        self.erred = False  # in this window
+        self.told_quiet = False
+        self.ended = False  # and counted
+        self.lost = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the player said that it is."""
+        return self.fold.state in _OVER
+
+    def place(self, beat: Beat) -> bool:
+        """Put a beat into its place; whether it is new."""
+        recent = self.recent
+        if beat in recent:
+            return False
+        if not recent or beat[:2] >= recent[-1][:2]:
+            recent.append(beat)
+            self.fold.apply(beat)
+        elif len(recent) < _RECENT or beat[:2] > recent[0][:2]:
+            insort(recent, beat, key=_order)
+            self._again()
+        else:  # older than what can be put right
+            self.lost += 1
+            return True
+        if len(recent) > _RECENT:
+            self.settled.apply(recent.pop(0))
+        return True
+
+    def _again(self) -> None:
+        self.fold = self.settled.copy()
+        for beat in self.recent:
+            self.fold.apply(beat)
+
+    def summary(self) -> Summary:
+        """What there is to say of it now."""
+        fold = self.fold
+        end = {"e": "ended", "q": "quit", "f": "failed"}.get(fold.state, "vanished")
+        return Summary(
+            session=self.name, leaf=self.leaf, first_ms=fold.first + (self.offset or 0),
+            last_ms=fold.since + (self.offset or 0), started=bool(fold.started),
+            startup_ms=fold.startup_ms if fold.started else 0.0, played_ms=fold.played_ms, stall_ms=fold.stall_ms,
+            stalls=int(fold.stalls), mean_kbps=fold.played_kbits * 1000 / fold.played_ms if fold.played_ms else 0.0,
+            switches=fold.switches, errors=fold.errors, end=end,
+        )  # fmt: skip
+
+    def dump(self) -> list[Any]:
+        """As JSON takes it."""
+        return [
+            self.name, list(self.leaf), self.began, self.heard, self.interval, self.offset, _dump(self.settled),
+            _dump(self.fold), [list(beat) for beat in self.recent], self.outcome, self.stalled, self.erred,
+            self.told_quiet, self.ended, self.lost,
+        ]  # fmt: skip
+
+    @classmethod
+    def load(cls, dumped: Sequence[Any]) -> Self:
+        """The reverse of `dump`."""
+        session = cls(dumped[0], dumped[2])
+        session.leaf = tuple(dumped[1])
+        session.heard, session.interval, session.offset = dumped[3:6]
+        session.settled, session.fold = _load(dumped[6]), _load(dumped[7])
+        session.recent = [Beat(*beat) for beat in dumped[8]]
+        (
+            session.outcome, session.stalled, session.erred, session.told_quiet, session.ended, session.lost,
+        ) = dumped[9:]  # fmt: skip
+        return session
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of reports.
+
+    Attributes:
+        reports: all.
+        duplicates: those that were there already.
+        late: those that came too late to be put into their place.
+        evicted: sessions that made room for others.
+    """
+
+    reports: int = 0
+    duplicates: int = 0
+    late: int = 0
+    evicted: int = 0
+
+
+class Sessions:
+    """The sessions of one partition of the log.
+
+    Args:
+        now: the log's clock, ms; windows begin from there.
+        most: sessions at a time; the one longest silent makes room.
+        closed: told of each session that is over.
+
+    Attributes:
+        tally: what became of reports.
+        touched: names of sessions that changed since it was cleared, for checkpoints.
+    """
+
+    def __init__(self, now: int, *, most: int = 200_000, closed: Callable[[Summary], None] = lambda _: None) -> None:
+        self._known: dict[str, Session] = {}
+        self._most = most
+        self._closed = closed
+        self._window = Window(now // WINDOW_MS * WINDOW_MS)
+        self.tally = Tally()
+        self.touched: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    @property
+    def window_ms(self) -> int:
+        """When the open window began."""
+        return self._window.start_ms
+
+    def advance(self, now: int) -> Iterator[Window]:
+        """Close the windows that are over by the log's clock, in order."""
+        while now >= self._window.start_ms + WINDOW_MS:
+            yield self._close_window()
+
+    def take(self, report: Report, now: int) -> None:
+        """Take a report in; `advance` comes first.
+
+        Args:
+            report: what a player said.
+            now: when it was logged, by the log's clock.
+        """
+        self.tally.reports += 1
+        known = self._known.pop(report.session, None)
+        session = known or self._begin(report.session, now)
+        beat = self._beat(session, report)
+        if session.over and beat.state in _LIVELY and beat.ts > session.fold.since + _REPLAY_MS:
+            self._forget(session)  # the same id plays again
+            known, session = None, self._begin(report.session, now)
+        self._known[report.session] = session  # the longest silent comes first
+        self.touched.add(report.session)
+        errors, lost = session.fold.errors, session.lost
+        if not session.place(beat):
+            self.tally.duplicates += 1
+            return
+        self.tally.late += session.lost - lost
+        self._hear(session, report, now)
+        if known is None:
+            self._window.row(session.leaf)[ATTEMPTS] += 1
+        fold = session.fold
+        if fold.errors > errors and not fold.failed:
+            session.erred = True
+        if (beat.state == _STALLED or beat.starved) and fold.started:
+            session.stalled = True
+        if not session.outcome:
+            self._settle_start(session, now)
+        if session.over and not session.ended:
+            session.ended = True
+            if fold.started:
+                self._window.add(session.leaf, "failures", bad=fold.failed)
+                self._window.add(session.leaf, "stalls", bad=session.stalled)
+
+    def _begin(self, name: str, now: int) -> Session:
+        if len(self._known) >= self._most:
+            self.tally.evicted += 1
+            self._forget(next(iter(self._known.values())))
+        return Session(name, now)
+
+    def _beat(self, session: Session, report: Report) -> Beat:
+        """What a report says, at the time that it happened by the player's clock."""
+        values = report.values
+        told = report.number("ts")
+        if told:
+            ts = int(told)
+            ahead = report.received_ms - ts
+            session.offset = ahead if session.offset is None else min(session.offset, ahead)
+        else:
+            ts = report.received_ms - (session.offset or 0)
+        number = values.get("sn")
+        state = values.get("sta")
+        top_kbps = report.number("tb") or report.number("tpb")
+        return Beat(
+            ts, number if isinstance(number, int) else -1, report.event, state if isinstance(state, str) else "",
+            report.number("br"), top_kbps, report.number("msd"), values.get("bs") is True, values.get("su") is True,
+            report.number("bsa"), report.number("bsda"),
+        )  # fmt: skip
+
+    def _hear(self, session: Session, report: Report, now: int) -> None:
+        gap = now - session.heard
+        if report.event == "t" and session.interval == 0 and gap > 1000:
+            session.interval = min(max(gap, 5_000), 120_000)
+        session.heard = max(session.heard, now)
+        session.told_quiet = False
+        context = report.context
+        session.leaf = tuple([context.get(name) or value for name, value in zip(DIMENSIONS, session.leaf, strict=True)])
+
+    def _settle_start(self, session: Session, now: int) -> None:
+        fold = session.fold
+        if fold.started:
+            session.outcome = "ok"
+            self._window.add(session.leaf, "start_failures", bad=False)
+            self._window.add(session.leaf, "slow_starts", bad=fold.startup_ms > SLOW_START_MS)
+        elif fold.failed:
+            session.outcome = "failed"
+            self._window.add(session.leaf, "start_failures", bad=True)
+        elif session.over:
+            waited = max(fold.since - fold.first, now - session.began)
+            session.outcome = "failed" if waited >= LEAST_WAIT_MS else "left"
+            if session.outcome == "failed":
+                self._window.add(session.leaf, "start_failures", bad=True)
+
+    def _close_window(self) -> Window:
+        window = self._window
+        end = window.start_ms + WINDOW_MS
+        dead = []
+        for session in self._known.values():
+            fold = session.fold
+            silent = end - session.heard
+            if silent > (LINGER_MS if session.over else DEAD_MS):
+                dead.append(session)
+                continue
+            if session.over:
+                continue
+            if not session.outcome and end - session.began > START_TIMEOUT_MS:
+                session.outcome = "failed"
+                window.add(session.leaf, "start_failures", bad=True)
+                self.touched.add(session.name)
+            limit = QUIET_AFTER * (session.interval or INTERVAL_MS)
+            if silent > limit:
+                if not session.told_quiet and fold.state in {_PLAYING, _STALLED}:
+                    window.add(session.leaf, "silence", bad=True)
+                    session.told_quiet = True
+                    self.touched.add(session.name)
+                continue
+            self._count(session, window)
+        for session in dead:
+            self._forget(session)
+        self._window = Window(end)
+        return window
+
+    def _count(self, session: Session, window: Window) -> None:
+        """What a session that is there was in the window."""
+        fold, leaf = session.fold, session.leaf
+        window.add(leaf, "errors", bad=session.erred)
+        window.add(leaf, "silence", bad=False)
+        if fold.started and fold.state in {_PLAYING, _STALLED}:
+            window.add(leaf, "stalls", bad=session.stalled or fold.state == _STALLED)
+            if fold.state == _PLAYING and fold.top_kbps and fold.kbps:
+                window.add(leaf, "low_bitrate", bad=fold.kbps < LOW_BITRATE * fold.top_kbps)
+        if session.stalled or session.erred:
+            session.stalled = session.erred = False
+            self.touched.add(session.name)
+
+    def _forget(self, session: Session) -> None:
+        self._known.pop(session.name, None)
+        self.touched.add(session.name)
+        self._closed(session.summary())
+
+    def dump(self) -> dict[str, Any]:
+        """All but the sessions, as JSON takes it."""
+        tally = self.tally
+        return {
+            "window": self._window.dump(),
+            "tally": [tally.reports, tally.duplicates, tally.late, tally.evicted],
+        }
+
+    def session(self, name: str) -> Session | None:
+        """A session; None where there is none of that name."""
+        return self._known.get(name)
+
+    @classmethod
+    def load(
+        cls, dumped: Mapping[str, Any], sessions: Iterable[Sequence[Any]], *, most: int = 200_000,
+        closed: Callable[[Summary], None] = lambda _: None,
+    ) -> Self:  # fmt: skip
+        """The reverse of `dump`.
+
+        Args:
+            dumped: what `dump` gave.
+            sessions: what Session.dump gave of each.
+            most: as of the class.
+            closed: as of the class.
+        """
+        window = Window.load(dumped["window"])
+        loaded = cls(window.start_ms, most=most, closed=closed)
+        loaded._window = window
+        loaded.tally = Tally(*dumped["tally"])
+        found = sorted((Session.load(one) for one in sessions), key=lambda session: session.heard)
+        loaded._known = {session.name: session for session in found}
+        return loaded
+
+
+def _order(beat: Beat) -> tuple[int, int]:
+    return beat[0], beat[1]
+
+
+def _dump(fold: Fold) -> list[Any]:
+    return [getattr(fold, name) for name in Fold.__slots__]
+
+
+def _load(dumped: Sequence[Any]) -> Fold:
+    fold = Fold()
+    for name, value in zip(Fold.__slots__, dumped, strict=True):
+        setattr(fold, name, value)
+    return fold

@@ -1,0 +1,288 @@
+"""Sessions: what reports add up to in any order, what windows count, and a state that survives being written down."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.telemetry.reports import DIMENSIONS, Report, context_of
+from serve.telemetry.sessions import (
+    ATTEMPTS,
+    DEAD_MS,
+    LINGER_MS,
+    METRICS,
+    WINDOW_MS,
+    Sessions,
+    Summary,
+    Window,
+)
+
+T0 = 1_790_000_000_000
+Row = tuple[int, dict[str, Any]]
+
+
+def report(at: int, session: str = "a", *, late: int = 0, skew: int = 0, **values: Any) -> Report:
+    """A report of something that happened `at` ms after T0, which arrived `late` ms later."""
+    said = {"sid": session, "ts": T0 + at + skew, **values}
+    return Report(session, T0 + at + late, said, context_of(said, {}))
+
+
+PLAY: list[Row] = [
+    (0, {"e": "ps", "sta": "s", "sn": 1, "cid": "t", "cdn": "north", "tb": {"v": 6000}}),
+    (1_200, {"e": "ps", "sta": "p", "sn": 2, "br": {"v": 3000}}),
+    (21_200, {"e": "bc", "sn": 3, "br": {"v": 6000}}),
+    (30_000, {"e": "ps", "sta": "r", "sn": 4}),
+    (34_000, {"e": "ps", "sta": "p", "sn": 5}),
+    (40_000, {"e": "ps", "sta": "a", "sn": 6}),
+    (50_000, {"e": "ps", "sta": "p", "sn": 7}),
+    (55_000, {"e": "e", "ec": ["7"], "sn": 8}),
+    (60_000, {"e": "ps", "sta": "e", "sn": 9}),
+]
+
+
+class Desk:
+    """Sessions, with all that comes out of them."""
+
+    def __init__(self, **more: Any) -> None:
+        self.over: list[Summary] = []
+        self.windows: list[Window] = []
+        self.sessions = Sessions(T0, closed=self.over.append, **more)
+
+    def hear(self, reports: Sequence[Report]) -> None:
+        for one in reports:
+            self.windows += self.sessions.advance(one.received_ms)
+            self.sessions.take(one, one.received_ms)
+
+    def wait_until(self, at: int) -> None:
+        self.windows += self.sessions.advance(T0 + at)
+
+    def count(self, metric: str) -> tuple[int, int]:
+        column = 2 * METRICS.index(metric)
+        rows = [row for window in self.windows for row in window.counts.values()]
+        return sum(row[column] for row in rows), sum(row[column + 1] for row in rows)
+
+    @property
+    def attempts(self) -> int:
+        return sum(row[ATTEMPTS] for window in self.windows for row in window.counts.values())
+
+
+def played(rows: Sequence[Row], **more: Any) -> list[Report]:
+    return [report(at, **values, **more) for at, values in rows]
+
+
+def summary_of(reports: Sequence[Report]) -> Summary:
+    desk = Desk()
+    desk.hear(reports)
+    desk.wait_until(1_000_000)
+    (found,) = desk.over
+    return found
+
+
+def test_a_session_adds_up() -> None:
+    found = summary_of(played(PLAY))
+    assert found.leaf == ("north", "", "", "", "", "t", "")
+    assert found.started
+    assert found.startup_ms == 1_200
+    assert found.played_ms == 28_800 + 6_000 + 10_000
+    assert (found.stalls, found.stall_ms) == (1, 4_000)
+    assert found.rebuffer_ratio == pytest.approx(4 / 48.8)
+    assert found.mean_kbps == pytest.approx((3000 * 20 + 6000 * 24.8) / 44.8)
+    assert (found.switches, found.errors, found.end) == (1, 1, "ended")
+    assert (found.first_ms, found.last_ms) == (T0, T0 + 60_000)
+
+
+@given(st.randoms(use_true_random=False), st.integers(-(10**10), 10**10))
+def test_order_repetition_and_clocks_do_not_matter(shuffle: random.Random, skew: int) -> None:
+    first, *middle, last = played(PLAY, skew=skew)
+    late = 61_000
+    rows = [Report(one.session, T0 + late, one.values, one.context) for one in middle for _ in range(2)]
+    shuffle.shuffle(rows)
+    found = summary_of([first, *rows, Report(last.session, T0 + late, last.values, last.context), first])
+    expected = summary_of(played(PLAY))
+    for name in ("startup_ms", "played_ms", "stall_ms", "stalls", "switches", "errors", "end", "mean_kbps"):
+        assert getattr(found, name) == getattr(expected, name), name
+
+
+def test_cumulative_figures_of_the_player_count_more() -> None:
+    found = summary_of(
+        played(
+            [
+                (0, {"e": "ps", "sta": "p", "msd": 700}),
+                (30_000, {"e": "t", "sta": "p", "bsa": {"v": 3}, "bsda": {"v": 2500}}),
+                (40_000, {"e": "ps", "sta": "q"}),
+            ]
+        )
+    )
+    assert (found.startup_ms, found.stalls, found.stall_ms, found.end) == (700, 3, 2500, "quit")
+
+
+def test_requests_of_version_1_make_a_session_too() -> None:
+    found = summary_of(
+        played(
+            [
+                (0, {"ot": "m", "su": True}),
+                (800, {"ot": "v", "br": 1000, "su": True}),
+                (2_000, {"ot": "v", "br": 1000, "bl": 4000}),
+                (6_000, {"ot": "v", "br": 2000, "bl": 100, "bs": True}),
+            ]
+        )
+    )
+    assert found.started
+    assert found.startup_ms == 2_000
+    assert (found.stalls, found.switches, found.end) == (1, 1, "vanished")
+
+
+@pytest.mark.parametrize(
+    ("rows", "starts", "failures"),
+    [
+        (PLAY, (1, 0), (1, 0)),
+        ([(0, {"e": "ps", "sta": "s"}), (500, {"e": "ps", "sta": "q"})], (0, 0), (0, 0)),
+        ([(0, {"e": "ps", "sta": "s"}), (5_000, {"e": "ps", "sta": "q"})], (1, 1), (0, 0)),
+        ([(0, {"e": "ps", "sta": "s"}), (300, {"e": "e", "sta": "f", "ec": "drm"})], (1, 1), (0, 0)),
+        ([(0, {"e": "ps", "sta": "s"})], (1, 1), (0, 0)),
+        ([(0, {"e": "ps", "sta": "p"}), (9_000, {"e": "ps", "sta": "f"})], (1, 0), (1, 1)),
+    ],
+    ids=["fine", "left at once", "gave up", "no licence", "nothing ever", "broke"],
+)
+def test_windows_count_each_session_once(rows: list[Row], starts: tuple[int, int], failures: tuple[int, int]) -> None:
+    desk = Desk()
+    desk.hear([one for one in played(rows) for _ in range(2)])
+    desk.wait_until(1_000_000)
+    assert (desk.count("start_failures"), desk.count("failures"), desk.attempts) == (starts, failures, 1)
+    assert len(desk.over) == 1
+    assert len(desk.sessions) == 0
+
+
+def test_windows_see_stalls_and_errors_when_they_are_there() -> None:
+    desk = Desk()
+    desk.hear(played(PLAY))
+    desk.wait_until(70_000)
+    stalls = 2 * METRICS.index("stalls")
+    per_window = [next(iter(window.counts.values()))[stalls : stalls + 2] for window in desk.windows[:6]]
+    assert per_window == [[1, 0], [1, 0], [1, 0], [1, 1], [0, 0], [1, 0]]
+    assert desk.count("errors")[1] == 1
+    assert desk.count("slow_starts") == (1, 0)
+
+
+def test_low_bitrate_is_told_by_what_is_offered() -> None:
+    desk = Desk()
+    offered = {"tb": {"v": 6000}, "br": {"v": 600}}
+    desk.hear(played([(0, {"e": "ps", "sta": "p", **offered}), (15_000, {"e": "bc", "br": {"v": 3000}})]))
+    desk.wait_until(30_000)
+    assert desk.count("low_bitrate") == (3, 1)
+
+
+def test_silence_is_told_once_and_does_not_end_a_session_that_comes_back() -> None:
+    desk = Desk()
+    beats = [(at, {"e": "t", "sta": "p"}) for at in range(0, 120_001, 30_000)]
+    desk.hear(played(beats))
+    desk.wait_until(250_000)
+    assert desk.count("silence")[1] == 1
+    desk.hear([report(260_000, e="t", sta="p")])
+    desk.wait_until(270_000)
+    assert desk.over == []
+    desk.wait_until(260_000 + DEAD_MS + 2 * WINDOW_MS)
+    assert desk.count("silence")[1] == 2
+    assert [one.end for one in desk.over] == ["vanished"]
+
+
+def test_who_says_farewell_is_not_silent() -> None:
+    desk = Desk()
+    desk.hear(played(PLAY))
+    desk.wait_until(600_000)
+    assert desk.count("silence")[1] == 0
+
+
+def test_an_id_that_plays_again_is_another_session() -> None:
+    desk = Desk()
+    desk.hear(played(PLAY))
+    desk.hear([report(65_000, e="ps", sta="s"), report(66_000, e="ps", sta="p"), report(80_000, e="ps", sta="e")])
+    desk.wait_until(80_000 + LINGER_MS + 2 * WINDOW_MS)
+    assert [one.end for one in desk.over] == ["ended", "ended"]
+    assert desk.attempts == 2
+
+
+def test_memory_is_bounded_by_the_longest_silent() -> None:
+    desk = Desk(most=100)
+    desk.hear([report(place, f"s{place}", e="ps", sta="p") for place in range(100)])
+    desk.hear([report(200, "s0", e="t"), report(201, "new", e="ps", sta="s")])
+    assert len(desk.sessions) == 100
+    assert "s0" in desk.sessions
+    assert [one.session for one in desk.over] == ["s1"]
+    assert desk.sessions.tally.evicted == 1
+
+
+def test_the_cdn_of_a_session_may_change() -> None:
+    desk = Desk()
+    desk.hear([report(0, e="ps", sta="p", cdn="north"), report(5_000, e="t", cdn="south"), report(12_000, e="t")])
+    desk.wait_until(20_000)
+    places = [
+        {leaf[DIMENSIONS.index("cdn")] for leaf, row in window.counts.items() if row[6]} for window in desk.windows
+    ]
+    assert places == [{"south"}, {"south"}]
+
+
+def noisy(seed: int, sessions: int = 40) -> list[Report]:
+    random.seed(seed)
+    reports = []
+    for place in range(sessions):
+        start = random.randrange(60_000)
+        for at, values in PLAY:
+            if random.random() < 0.95:
+                late = random.choice((0, 0, 50, 4_000))
+                reports.append(report(start + at, f"s{place}", late=late, **values))
+    return sorted(reports, key=lambda one: one.received_ms)
+
+
+def test_state_that_was_written_down_goes_on_as_if_nothing_had_been() -> None:
+    reports = noisy(5)
+    whole, halves = Desk(), Desk()
+    whole.hear(reports)
+    half = len(reports) // 2
+    halves.hear(reports[:half])
+    sessions = halves.sessions
+    dumped = orjson.loads(orjson.dumps(sessions.dump()))
+    each = [orjson.loads(orjson.dumps(found.dump())) for name in sessions.touched if (found := sessions.session(name))]
+    halves.sessions = Sessions.load(dumped, each, closed=halves.over.append)
+    halves.hear(reports[half:])
+    for desk in (whole, halves):
+        desk.wait_until(900_000)
+    assert [window.dump() for window in halves.windows] == [window.dump() for window in whole.windows]
+    assert sorted(halves.over, key=lambda one: one.session) == sorted(whole.over, key=lambda one: one.session)
+    assert halves.sessions.tally == whole.sessions.tally
+
+
+def test_windows_of_parts_add_up_to_those_of_the_whole() -> None:
+    reports = noisy(6)
+    whole, parts = Desk(), [Desk(), Desk()]
+    whole.hear(reports)
+    for one in reports:
+        parts[len(one.session) % 2].hear([one])
+    for desk in (whole, *parts):
+        desk.wait_until(900_000)
+    for place, window in enumerate(whole.windows):
+        merged = Window.load(orjson.loads(orjson.dumps(parts[0].windows[place].dump())))
+        merged.merge(parts[1].windows[place])
+        assert merged.counts == window.counts
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional={
+    "ts": st.integers(0, 10**13), "sta": st.sampled_from("spkrawefqd"), "e": st.sampled_from(["ps", "t", "e", "zz"]),
+    "br": st.integers(0, 10**6) | st.fixed_dictionaries({"v": st.integers(0, 10**6)}), "bs": st.booleans(),
+    "sn": st.integers(0, 9), "bsa": st.integers(0, 99), "bsda": st.integers(0, 10**9), "su": st.booleans(),
+}), max_size=40))  # fmt: skip
+def test_whatever_players_say_figures_stay_sane(said: list[dict[str, Any]]) -> None:
+    desk = Desk()
+    desk.hear([Report("a", T0 + 1000 * place, {"sid": "a", **one}, {}) for place, one in enumerate(said)])
+    desk.wait_until(2_000_000)
+    for one in desk.over:
+        assert one.played_ms >= 0
+        assert 0 <= one.rebuffer_ratio <= 1
+        assert one.startup_ms >= 0
+    for window in desk.windows:
+        for row in window.counts.values():
+            assert all(0 <= row[place + 1] <= row[place] for place in range(0, ATTEMPTS, 2))
