@@ -2,7 +2,20 @@
 
 import typer
 
-from deployments.commands import compilation, data, diagnosis, evaluation, home, load, models, quality, stack, training
+from deployments.commands import (
+    anomaly,
+    compilation,
+    data,
+    diagnosis,
+    evaluation,
+    home,
+    load,
+    localise,
+    models,
+    quality,
+    stack,
+    training,
+)
 
 app = typer.Typer(
     name="playhead",
@@ -17,7 +30,10 @@ app.command("status")(stack.status)
 app.command("doctor")(diagnosis.doctor)
 app.add_typer(data.app, name="data")
 app.add_typer(training.app, name="train")
+evaluation.app.command("anomaly")(anomaly.anomaly)
+evaluation.app.command("localise")(localise.evaluate)
 app.add_typer(evaluation.app, name="eval")
+app.command("localise")(localise.localise)
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)
 app.add_typer(quality.app, name="quality")

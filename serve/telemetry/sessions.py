@@ -45,10 +45,13 @@ MOST_GAP_MS: Final = 120_000
 _RECENT: Final = 32
 """Reports of a session that can still be put into another order."""
 
-METRICS: Final = ("start_failures", "slow_starts", "stalls", "errors", "failures", "low_bitrate", "silence")
+METRICS: Final = (
+    "start_failures", "start_timeouts", "slow_starts", "stalls", "errors", "failures", "low_bitrate", "silence",
+)  # fmt: skip
 """What windows count, each as (total, bad):
 
-start_failures: starts that came to an end; those that ended without a picture
+start_failures: starts of which the player told the end; those that ended without a picture
+start_timeouts: starts that succeeded, or of which nothing was heard for START_TIMEOUT_MS; the latter
 slow_starts: starts that succeeded; those that took longer than SLOW_START_MS
 stalls: sessions that played or stalled in the window; those that stalled
 errors: sessions that were there in the window; those that told of an error that playback survived
@@ -67,9 +70,13 @@ _OVER: Final = frozenset("efq")
 _LIVELY: Final = frozenset("spd")
 _REPLAY_MS: Final = 1_000
 _COLUMN: Final = {metric: 2 * place for place, metric in enumerate(METRICS)}
-_WIDTH: Final = 2 * len(METRICS) + 1
 ATTEMPTS: Final = 2 * len(METRICS)
 """Column of the number of sessions that began."""
+
+REPORTS: Final = ATTEMPTS + 1
+"""Column of the number of reports that came."""
+
+WIDTH: Final = REPORTS + 1
 
 
 @dataclass(slots=True)
@@ -78,7 +85,7 @@ class Window:
 
     Attributes:
         start_ms: when it began; a multiple of WINDOW_MS.
-        counts: leaf -> total and bad of each of METRICS in turn, then the number of sessions that began.
+        counts: leaf -> total and bad of each of METRICS in turn, then sessions that began, then reports.
     """
 
     start_ms: int
@@ -88,7 +95,7 @@ class Window:
         """The counts of a leaf, to be added to."""
         row = self.counts.get(leaf)
         if row is None:
-            row = self.counts[leaf] = [0] * _WIDTH
+            row = self.counts[leaf] = [0] * WIDTH
         return row
 
     def add(self, leaf: Leaf, metric: str, *, bad: bool) -> None:
@@ -422,8 +429,10 @@ class Sessions:
             return
         self.tally.late += session.lost - lost
         self._hear(session, report, now)
+        row = self._window.row(session.leaf)
+        row[REPORTS] += 1
         if known is None:
-            self._window.row(session.leaf)[ATTEMPTS] += 1
+            row[ATTEMPTS] += 1
         fold = session.fold
         if fold.errors > errors and not fold.failed:
             session.erred = True
@@ -476,6 +485,7 @@ class Sessions:
         if fold.started:
             session.outcome = "ok"
             self._window.add(session.leaf, "start_failures", bad=False)
+            self._window.add(session.leaf, "start_timeouts", bad=False)
             self._window.add(session.leaf, "slow_starts", bad=fold.startup_ms > SLOW_START_MS)
         elif fold.failed:
             session.outcome = "failed"
@@ -500,7 +510,7 @@ class Sessions:
                 continue
             if not session.outcome and end - session.began > START_TIMEOUT_MS:
                 session.outcome = "failed"
-                window.add(session.leaf, "start_failures", bad=True)
+                window.add(session.leaf, "start_timeouts", bad=True)
                 self.touched.add(session.name)
             limit = QUIET_AFTER * (session.interval or INTERVAL_MS)
             if silent > limit:

@@ -17,10 +17,24 @@ from deployments.state import RunFolder, StackState
 HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openvino", "redis", "httpx", "pydantic"}
 
 SURFACE = {
-    (): {"up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "quality", "load", "home"},
+    (): {
+        "up",
+        "down",
+        "status",
+        "doctor",
+        "data",
+        "train",
+        "eval",
+        "models",
+        "compile",
+        "localise",
+        "quality",
+        "load",
+        "home",
+    },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
-    ("eval",): {"recommend", "bitrate", "quality"},
+    ("eval",): {"anomaly", "localise", "recommend", "bitrate", "quality"},
     ("quality",): {"title"},
 }
 
@@ -42,6 +56,9 @@ OPTIONS = {
     },
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
     ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--json"},
+    ("eval", "anomaly"): {"--nab", "--rivals", "--out", "--top", "--json"},
+    ("localise",): {"--at", "--history", "--top", "--metric", "--json"},
+    ("eval", "localise"): {"--seed", "--cases", "--public", "--method", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
     ("models",): {"--json"},

@@ -1,0 +1,1 @@
+"""Detection of outages in what the service sees."""
