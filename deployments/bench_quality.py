@@ -65,6 +65,7 @@ def full_reference(settings: Settings, output: Output) -> list[dict[str, Any]]:
     with reporting(output) as reporter:
         artifact = vmaf_artifact(settings, reporter)
     graph = graph_name(read_published(DEFAULT_MODEL))
+    assert graph is not None
     devices: tuple[Device, ...] = ("cpu", "torch")
     engines = {device: load_engine(artifact, graph, device, batches=()) for device in devices}
     rows: list[dict[str, Any]] = []

@@ -19,7 +19,7 @@ from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
 from serve.quality.libvmaf import NAME as LIBVMAF
 from serve.quality.noreference import NoReferenceScorer
-from serve.quality.scorer import BACKENDS, ENGINE, FullReferenceScorer
+from serve.quality.scorer import ENGINE, FullReferenceScorer
 from training.bitrate.comparison import Request, compare
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
@@ -30,6 +30,7 @@ from training.quality.export import NAME as VMAF
 from training.quality.export import export_vmaf
 from training.quality.noreference_export import NAME as QUALITY
 from training.quality.noreference_pipeline import train_quality
+from training.quality.published import SERVED
 from training.quality.titles import find_renditions, measure_title
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
@@ -176,7 +177,7 @@ def evaluate_quality(
         settings: where models lie; the model `vmaf` is exported there if it is not yet.
         reporter: told of the phases `vmaf` and `scoring`.
         model: a published VMAF model.
-        backend: both, engine or libvmaf.
+        backend: both (as far as the model has a graph), engine or libvmaf.
         every: score one frame in so many.
 
     Returns:
@@ -187,7 +188,7 @@ def evaluate_quality(
     report: dict[str, Any] = {"model": model, "every": every}
     with phase(reporter, "scoring") as found:
         results = {}
-        for name in BACKENDS if backend == "both" else (backend,):
+        for name in scorer.backends(model) if backend == "both" else (backend,):
 
             def advance(count: int, name: str = name) -> None:
                 text = f"{name}: frame {count}"
@@ -219,13 +220,13 @@ def evaluate_quality(
 
 
 def vmaf_artifact(settings: Settings, reporter: Reporter) -> Artifact:
-    """The live version of the model `vmaf`; it is exported and made live where there is none.
+    """The live version of the model `vmaf`; it is exported and made live where there is none, or one of fewer models.
 
     Its parameters are read from the installed package that carries the published models.
     """
     live = read_champion(settings.models, VMAF)
-    if live is not None:
-        return read_artifact(live)
+    if live is not None and set(SERVED) <= set(FullReferenceScorer(artifact := read_artifact(live)).models):
+        return artifact
     with phase(reporter, VMAF) as found:
         artifact = export_vmaf(settings.models / VMAF)
         set_champion(settings.models, VMAF, artifact.version)

@@ -108,7 +108,10 @@ def quality(
     distorted: Annotated[Path, typer.Argument(help="An encode of it.")],
     *,
     model: Annotated[
-        str, typer.Option(help="vmaf_v0.6.1, or vmaf_v0.6.1neg, which enhancement can't fool.")
+        str,
+        typer.Option(
+            help="vmaf_v0.6.1; vmaf_v0.6.1neg, which enhancement can't fool; or vmaf_v1.0.16_3d0h, by libvmaf alone."
+        ),
     ] = "vmaf_v0.6.1",
     backend: Annotated[
         str, typer.Option(help="engine (Playhead's graph), libvmaf, or both and their difference.")

@@ -42,7 +42,7 @@ class LibvmafScores:
 
     Attributes:
         scores: VMAF of each (T,).
-        features: in the order of FEATURES (T, 6).
+        features: in the order that was asked for (T, F).
         times_s: of each pair (T,).
         indices: of each pair (T,).
     """
@@ -83,14 +83,16 @@ def _has_libvmaf(program: str) -> bool:
 
 
 def score_pairs(
-    pairs: Iterable[Pair], *, model: str, bit_depth: int, every: int = 1, threads: int = 1, deadline_s: float = 3600.0
-) -> LibvmafScores:
+    pairs: Iterable[Pair], *, model: str, bit_depth: int, features: Sequence[str] = FEATURES, every: int = 1,
+    threads: int = 1, deadline_s: float = 3600.0,
+) -> LibvmafScores:  # fmt: skip
     """Score consecutive pairs.
 
     Args:
-        pairs: in order, every one; at least one. All of one size.
+        pairs: in order, every one; at least one. All of one size. Where they have no chroma, libvmaf sees grey.
         model: a model that libvmaf has built in, such as `vmaf_v0.6.1`.
         bit_depth: 8 or 10, the greater of both clips.
+        features: names of the model's features.
         every: score one pair in so many; motion is measured over all.
         threads: of libvmaf.
         deadline_s: seconds that the whole may take.
@@ -119,7 +121,9 @@ def score_pairs(
         for pair in itertools.chain([first], stream):
             times.append(pair.time_s)
             indices.append(pair.index)
-            yield _raw(pair.reference, bit_depth) + neutral, _raw(pair.distorted, bit_depth) + neutral
+            colours = (pair.reference_chroma, pair.distorted_chroma)
+            reference, distorted = (neutral if planes is None else _raw(planes, bit_depth) for planes in colours)
+            yield _raw(pair.reference, bit_depth) + reference, _raw(pair.distorted, bit_depth) + distorted
 
     with tempfile.TemporaryDirectory(prefix="playhead-vmaf-") as folder:
         log = Path(folder) / "log.json"
@@ -131,7 +135,7 @@ def score_pairs(
     numbers = [row["frameNum"] for row in scored]
     return LibvmafScores(
         scores=np.array([row["metrics"]["vmaf"] for row in scored]),
-        features=np.array([[_feature(row["metrics"], name) for name in FEATURES] for row in scored]),
+        features=np.array([[_feature(row["metrics"], name) for name in features] for row in scored]),
         times_s=np.array(times)[numbers], indices=np.array(indices)[numbers],
     )  # fmt: skip
 
@@ -169,6 +173,7 @@ def _run(
         expired = not timer.is_alive()
     finally:
         timer.cancel()
+        timer.join()
     if process.returncode != 0 or not log.is_file():
         why = f"no end within {deadline_s:g} s" if expired else said.decode(errors="replace").strip()[-400:]
         raise _failed(why or f"exit status {process.returncode}")
@@ -240,13 +245,13 @@ def _dtype(bit_depth: int) -> type[np.uint8 | np.uint16]:
     return np.uint8 if bit_depth == 8 else np.uint16
 
 
-def _raw(luma: NDArray[np.float32], bit_depth: int) -> bytes:
-    return np.rint(luma * (1 if bit_depth == 8 else 4)).astype(_dtype(bit_depth)).tobytes()
+def _raw(samples: NDArray[np.float32], bit_depth: int) -> bytes:
+    return np.rint(samples * (1 if bit_depth == 8 else 4)).astype(_dtype(bit_depth)).tobytes()
 
 
 def _feature(metrics: dict[str, Any], name: str) -> float:
     """A feature of a log's row; models name theirs with their options behind."""
-    keys: Sequence[str] = [key for key in metrics if key == f"integer_{name}" or key.startswith(f"integer_{name}_egl")]
+    keys: Sequence[str] = [key for key in metrics if f"{key.removeprefix('integer_')}_".startswith(f"{name}_")]
     return float(metrics[keys[0]]) if keys else float("nan")
 
 

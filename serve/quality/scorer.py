@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from serve.errors import InvalidInput
 from serve.quality import libvmaf
 from serve.quality.alignment import Alignment, align
 from serve.quality.fusion import Fusion
+from serve.quality.geometry import Area
 from serve.quality.media import Limits
 from serve.quality.pairing import Pair, pairs
 from serve.quality.pooling import Pooled, pool
@@ -37,7 +38,7 @@ class Quality:
         model: such as `vmaf_v0.6.1`.
         backend: what scored it: `libvmaf`, or the engine's device, such as `engine cpu`.
         scores: of each scored frame, on the model's scale (T,).
-        features: elementary features of each, in the order of FEATURES (T, 6).
+        features: elementary features of each, in the order of the model's (T, F).
         times_s: of each in the reference clip (T,).
         indices: of each among all pairs (T,).
         pooled: figures of the clip.
@@ -79,6 +80,10 @@ class FullReferenceScorer:
         """Names of the models that it scores by."""
         return tuple(self._models)
 
+    def backends(self, model: str) -> tuple[str, ...]:
+        """Backends that can score by a model, the engine first where it has a graph of the model's features."""
+        return BACKENDS if self._graph(model) is not None else (libvmaf.NAME,)
+
     def score(
         self, reference: Path, distorted: Path, *, model: str = DEFAULT_MODEL, backend: str = "auto", every: int = 1,
         limits: Limits | None = None, advance: Callable[[int], None] = lambda _: None,
@@ -96,6 +101,8 @@ class FullReferenceScorer:
 
         Raises:
             NotFound, InvalidInput, Misaligned: see serve.quality.alignment.align and serve.quality.pairing.pairs.
+            InvalidInput: the common pictures are too small for the model; no graph makes its features, and the engine
+                was asked for.
             Unavailable: the backend is not there or failed.
         """
         limits = limits or Limits()
@@ -109,26 +116,28 @@ class FullReferenceScorer:
             )
         if every < 1:
             raise InvalidInput(field="every", got=str(every), expected="1 or more", next_step="Correct it.")
+        fusion = self._models[model]
         alignment = align(reference, distorted, limits)
+        _check_size(fusion, alignment.reference_area)
         chosen = self._fastest(model) if backend == "auto" else backend
         by_library = chosen == libvmaf.NAME
         # libvmaf is shown every pair: it measures motion from one to the next.
-        with contextlib.closing(
-            pairs(reference, distorted, alignment, limits, every=1 if by_library else every)
-        ) as read:
+        shown = 1 if by_library else every
+        found_pairs = pairs(reference, distorted, alignment, limits, every=shown, with_chroma=fusion.needs_chroma)
+        with contextlib.closing(found_pairs) as read:
             stream = _counted(read, advance)
             if by_library:
                 depth = max(alignment.reference.bit_depth, alignment.distorted.bit_depth)
                 found = libvmaf.score_pairs(
-                    stream, model=model, bit_depth=depth, every=every, threads=limits.threads,
-                    deadline_s=limits.deadline_s,
+                    stream, model=model, bit_depth=depth, features=fusion.features, every=every,
+                    threads=limits.threads, deadline_s=limits.deadline_s,
                 )  # fmt: skip
                 scores, features, times_s, indices = found.scores, found.features, found.times_s, found.indices
                 name = libvmaf.NAME
             else:
                 engine = self._engine(model)
                 features, times_s, indices = features_of(engine, stream)
-                scores, name = self._models[model].scores(features), f"{ENGINE} {engine.device}"
+                scores, name = fusion.scores(features), f"{ENGINE} {engine.device}"
         return Quality(
             model=model, backend=name, scores=scores, features=features, times_s=times_s, indices=indices,
             pooled=pool(scores, times_s, every), alignment=alignment,
@@ -136,6 +145,8 @@ class FullReferenceScorer:
 
     def _fastest(self, model: str) -> str:
         """On a GPU the graph; on a CPU libvmaf's hand-written vector code, where it is there (docs/quality.md)."""
+        if self._graph(model) is None:
+            return libvmaf.NAME
         compiled = any(path.startswith("tensorrt/") for path in self._artifact.manifest.files)
         maybe_cuda = self._device == "cuda" or (self._device == "auto" and compiled)
         if maybe_cuda and self._engine(model).device.startswith("cuda"):  # else nothing is loaded only to be left
@@ -143,10 +154,30 @@ class FullReferenceScorer:
         return libvmaf.NAME if libvmaf.find_ffmpeg() else ENGINE
 
     def _engine(self, model: str) -> Engine:
-        graph = str(self._artifact.manifest.parameters["models"][model]["graph"])  # type: ignore[index,call-overload]
+        graph = self._graph(model)
+        if graph is None:
+            raise InvalidInput(
+                field="backend", got=f"{ENGINE}, for {model}", expected=libvmaf.NAME,
+                next_step="Ask for the backend libvmaf: no engine has a graph of this model's features.",
+            )  # fmt: skip
         if graph not in self._engines:
             self._engines[graph] = load_engine(self._artifact, graph, self._device)
         return self._engines[graph]
+
+    def _graph(self, model: str) -> str | None:
+        """The graph that makes a model's features, if there is one."""
+        entry: dict[str, Any] = self._artifact.manifest.parameters["models"][model]  # type: ignore[index,call-overload,assignment]
+        return entry.get("graph")
+
+
+def _check_size(fusion: Fusion, area: Area) -> None:
+    least, sides = fusion.least_sides, sorted((area.width, area.height))
+    if any(side < needed for side, needed in zip(sides, least, strict=True)):
+        raise InvalidInput(
+            field="pictures", got=f"{area.width}x{area.height} in common",
+            expected=f"sides of {least[0]} and {least[1]} or more for {fusion.name}",
+            next_step="Name a model for smaller pictures, such as vmaf_v0.6.1.",
+        )  # fmt: skip
 
 
 def features_of(engine: Engine, stream: Iterable[Pair]) -> tuple[Floats, Floats, NDArray[np.int64]]:

@@ -1,17 +1,20 @@
-"""ADM2: the share of the reference's visible detail that is left, in the form of libvmaf.
+"""ADM2: the share of the reference's visible detail that is left, in the form of libvmaf; ADM3: with what was added.
 
 Li et al. 2011, "Image quality assessment by separately evaluating detail losses and additive impairments".
 Four levels of a Daubechies-2 wavelet. The distorted picture is split into what is left of the reference and what was
-added; both are weighted by the eye's contrast sensitivity, and what was added masks what is left.
+added; both are weighted by the eye's contrast sensitivity, and what was added masks what is left. ADM3 averages that
+with the additive impairments, which what is left masks in turn.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from serve.errors import InvalidInput
 from training.quality.filters import HORIZONTAL, VERTICAL, along, echoed, rounded
 
 LEVELS: Final = 4
@@ -39,9 +42,21 @@ _ORIENTATIONS: Final = (1.0, 0.534)
 """Of the horizontal and vertical band, and of the diagonal one (Watson et al. 1997, "Visibility of wavelet quantization
 noise", tables IV and V, luma)."""
 
+_BLENDED: Final = {
+    **dict.fromkeys(
+        ((3.0, 1080), (1.5, 2160)),
+        ((0.01183, 0.004302), (0.025026, 0.011778), (0.04295, 0.023918), (0.058621, 0.035901)),
+    ),
+    (5.0, 1080): ((0.004212, 0.000984), (0.014809, 0.005852), (0.029642, 0.0146), (0.047464, 0.027574)),
+    (3.0, 2160): ((0.00226, 0.000479), (0.01183, 0.004302), (0.025026, 0.011778), (0.04295, 0.023918)),
+}
+"""Distance from the display in its heights, and its lines -> sensitivities as `sensitivity` gives them, from the finest
+level on: libvmaf's blend of Watson's and Barten's, its `adm_csf_mode` 2."""
+
 _BORDER_RANGE: Final = 10
 _SAME_DIRECTION: Final = math.cos(math.pi / 180) ** 2
-_ROOM: Final = 32.0
+_NOISE: Final = 1 / 32
+"""What is added to each cube of detail, a pixel, so that pictures with none have a score."""
 _TINY: Final = 1e-30
 
 
@@ -57,21 +72,46 @@ def sensitivity(level: int, orientation: int) -> float:
     return _AMPLITUDES[level][orientation] / (2 * 0.495 * 10 ** (0.466 * octaves**2))
 
 
+def blended_sensitivities(distance: float, lines: int) -> Sequence[tuple[float, float]]:
+    """What coefficients are multiplied by in version 1.0.16: of each level, horizontal or vertical ones, diagonal ones.
+
+    Args:
+        distance: from the display, in its heights.
+        lines: of the display.
+
+    Raises:
+        InvalidInput: there is no table for such a view.
+    """
+    if (distance, lines) not in _BLENDED:
+        raise InvalidInput(
+            field="adm_norm_view_dist", got=f"{distance:g} heights of {lines} lines",
+            expected=" or ".join(f"{heights:g} of {known}" for heights, known in _BLENDED),
+            next_step="Name a model for such a view.",
+        )  # fmt: skip
+    return _BLENDED[distance, lines]
+
+
 class Adm(nn.Module):
     """ADM2.
 
     Args:
         gain_limit: most that detail may be enhanced by and still count as the reference's; 1.0 is VMAF's NEG form.
+        sensitivities: of each level, as of `blended_sensitivities`; those of `sensitivity` where there are none.
+        noise: what is added to each cube of detail, a pixel.
     """
 
-    def __init__(self, gain_limit: float = 100.0) -> None:
+    def __init__(
+        self, gain_limit: float = 100.0, sensitivities: Sequence[tuple[float, float]] | None = None,
+        noise: float = _NOISE,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.gain_limit = gain_limit
+        self.gain_limit, self.noise = gain_limit, noise
         self.register_buffer("low", torch.tensor(_LOW, dtype=torch.float32) / _TAP_UNIT, persistent=False)
         steep = -torch.tensor(_HIGH, dtype=torch.float32).cumsum(0)[:3] / _TAP_UNIT  # of differences: the taps sum to 0
         self.register_buffer("steep", steep, persistent=False)
         self.register_buffer("around", torch.ones(3, 1, 3, 3), persistent=False)
-        weights = [[sensitivity(level, place // 2) for place in range(3)] for level in range(LEVELS)]
+        known = sensitivities or [(sensitivity(level, 0), sensitivity(level, 1)) for level in range(LEVELS)]
+        weights = [[known[level][place // 2] for place in range(3)] for level in range(LEVELS)]
         self.register_buffer("weights", torch.tensor(weights).view(LEVELS, 1, 3, 1, 1), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -80,7 +120,17 @@ class Adm(nn.Module):
         Args:
             frames: luma of the reference and of the distorted picture, in 8-bit steps (B, 2, H, W).
         """
-        left, there = [], []
+        left, there, _ = self.sums(frames, with_added=False)
+        return left / there
+
+    def sums(self, frames: Tensor, *, with_added: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Visible detail that is left, that was there, and that was added, over all levels (B, 1) each.
+
+        Args:
+            frames: as of `forward`.
+            with_added: whether the last is wanted; else it is 0.
+        """
+        sums = []
         frames = frames - _MIDDLE
         rest = torch.zeros_like(frames)
         for level in range(LEVELS):
@@ -89,10 +139,9 @@ class Adm(nn.Module):
             reference, distorted = (
                 torch.cat([band[:, picture : picture + 1] for band in bands[1:]], dim=1) for picture in (0, 1)
             )
-            now_left, now_there = self._level(reference, distorted, level)
-            left.append(now_left)
-            there.append(now_there)
-        return torch.cat(left, dim=1).sum(1, keepdim=True) / torch.cat(there, dim=1).sum(1, keepdim=True)
+            sums.append(self._level(reference, distorted, level, with_added=with_added))
+        left, there, added = (torch.cat(parts, dim=1).sum(1, keepdim=True) for parts in zip(*sums, strict=True))
+        return left, there, added
 
     def _split(self, frames: Tensor, rest: Tensor, level: int) -> tuple[list[Tensor], Tensor]:
         """The four bands of the next level: the coarse picture, two of one direction, the diagonal one.
@@ -124,8 +173,8 @@ class Adm(nn.Module):
         (coarse, rest), *bands = parts
         return [coarse, *(first + second for first, second in bands)], rest
 
-    def _level(self, original: Tensor, seen: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Visible detail that is left, and that was there (B, 1) each, from the bands of both pictures (B, 3, H, W)."""
+    def _level(self, original: Tensor, seen: Tensor, level: int, *, with_added: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """As `sums` of one level, from the bands of both pictures (B, 3, H, W)."""
         weights = self.get_buffer("weights")[level]
         first, second = original[:, :2], seen[:, :2]  # the diagonal band has no direction
         product = (first * second).sum(1, keepdim=True)
@@ -138,14 +187,39 @@ class Adm(nn.Module):
         grown = rest * self.gain_limit
         enhanced = torch.where(rest > 0, torch.minimum(grown, seen), torch.maximum(grown, seen))
         rest = torch.where(same & (rest != 0), enhanced, rest)
-        added = (seen - rest).abs() * weights
-        near = F.conv2d(echoed(echoed(added, 1, VERTICAL), 1, HORIZONTAL), self.get_buffer("around"), groups=3)
-        mask = (near + added).sum(1, keepdim=True) / 30
+        remains, added = rest.abs() * weights, (seen - rest).abs() * weights
         inside = _inside(original)
-        room = 3 * (inside.sum() / _ROOM).pow(1 / 3)
-        left = _norm((rest.abs() * weights - mask).clamp(min=0.0).pow(3), inside)
-        there = _norm(_grown(original, _SQUARE_GRAINS[level]) * original.abs() * weights.pow(3), inside)
-        return left + room, there + room
+        room = 3 * (inside.sum() * self.noise).pow(1 / 3)
+        left = _norm((remains - self._mask(added)).clamp(min=0.0).pow(3), inside) + room
+        there = _norm(_grown(original, _SQUARE_GRAINS[level]) * original.abs() * weights.pow(3), inside) + room
+        if not with_added:
+            return left, there, torch.zeros_like(left)
+        return left, there, _norm((added - self._mask(remains)).clamp(min=0.0).pow(3), inside)
+
+    def _mask(self, detail: Tensor) -> Tensor:
+        """How strong the other part must be to be seen beside such detail (B, 1, H, W)."""
+        near = F.conv2d(echoed(echoed(detail, 1, VERTICAL), 1, HORIZONTAL), self.get_buffer("around"), groups=3)
+        return (near + detail).sum(1, keepdim=True) / 30
+
+
+class Adm3(nn.Module):
+    """ADM3: detail that is left, and nothing added.
+
+    Args:
+        adm: what measures both.
+        loss_weight: of the detail that is left; the rest is of what was added.
+        least: that the score is cut to.
+    """
+
+    def __init__(self, adm: Adm, loss_weight: float = 0.7, least: float = 0.5) -> None:
+        super().__init__()
+        self.adm, self.loss_weight, self.least = adm, loss_weight, least
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Score, `least` to about 1 (B, 1); input as of Adm."""
+        left, there, added = self.adm.sums(frames, with_added=True)
+        score = self.loss_weight * left / there + (1 - self.loss_weight) * (1 - added / there)
+        return score.clamp(min=self.least)
 
 
 def _differences(x: Tensor, axis: int) -> Tensor:

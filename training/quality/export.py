@@ -12,7 +12,7 @@ from serve.quality.media import LEAST_SIDE
 from serve.quality.sampling import HIGHEST_LUMA
 from serve.tensors import GraphSpec, TensorSpec
 from training.export import ExportGraph, export_artifact
-from training.quality.published import MODELS, read_published
+from training.quality.published import SERVED, read_published
 from training.quality.vmaf import VmafFeatures
 
 NAME: Final = "vmaf"
@@ -55,12 +55,12 @@ def example_frames(rows: int = 2, lines: int = 98, columns: int = 131) -> dict[s
     return {name: array.astype(np.float32) for name, array in frames.items()}
 
 
-def graph_name(fusion: Fusion) -> str:
-    """Of the graph that makes a model's features."""
-    return f"features_{fusion.gain_limit:g}"
+def graph_name(fusion: Fusion) -> str | None:
+    """Of the graph that makes a model's features; None where there is none."""
+    return None if fusion.needs_chroma else f"features_{fusion.gain_limit:g}"
 
 
-def export_vmaf(destination: Path, models: Sequence[str | Path] = MODELS) -> Artifact:
+def export_vmaf(destination: Path, models: Sequence[str | Path] = SERVED) -> Artifact:
     """Write `destination/<version>`.
 
     Args:
@@ -73,10 +73,9 @@ def export_vmaf(destination: Path, models: Sequence[str | Path] = MODELS) -> Art
     """
     fusions = [read_published(model) for model in models]
     graphs = {
-        graph_name(fusion): ExportGraph(
-            module=VmafFeatures(fusion.gain_limit), example=example_frames(), spec=graph_spec()
-        )
+        name: ExportGraph(module=VmafFeatures(fusion.gain_limit), example=example_frames(), spec=graph_spec())
         for fusion in fusions
+        if (name := graph_name(fusion)) is not None
     }
     return export_artifact(
         destination, name=NAME, graphs=graphs, tables={}, metrics={},
