@@ -18,7 +18,7 @@ from serve.telemetry.reports import DIMENSIONS, Report
 
 WINDOW_MS: Final = 10_000
 SLOW_START_MS: Final = 5_000
-START_TIMEOUT_MS: Final = 30_000
+START_TIMEOUT_MS: Final = 45_000
 """A start that shows nothing for so long has failed."""
 
 LEAST_WAIT_MS: Final = 2_000

@@ -1,0 +1,101 @@
+"""Who does what: each role has one replica at a time, by a lease in Redis that ends soon after its replica does."""
+
+import math
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, Final
+
+from serve.watchtower.board import REPLICAS, Store, lease_key
+
+LEASE_MS: Final = 5_000
+RENEW_S: Final = 1.0
+_RENEW: Final = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+)
+_RELEASE: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class LeaseLost(Exception):
+    """The role is another replica's now; what was to be written was not."""
+
+
+class Leases:
+    """The roles of one replica.
+
+    Args:
+        store: Redis or Valkey.
+        owner: names this replica.
+        roles: all there are, in the order in which they are taken.
+
+    Attributes:
+        held: roles that are this replica's.
+    """
+
+    def __init__(self, store: Store, owner: str, roles: Sequence[str]) -> None:
+        self._store = store
+        self._owner = owner
+        self._roles = roles
+        self._renew: Any = store.register_script(_RENEW)
+        self._release: Any = store.register_script(_RELEASE)
+        self._commit: Any = store.register_script(
+            files("serve.watchtower").joinpath("commit.lua").read_text(encoding="utf-8")
+        )
+        self._renewed_s = 0.0
+        self.held: set[str] = set()
+
+    def tick(self) -> None:
+        """Renew what is held and take what is free, up to a fair share; about once in RENEW_S, else at once back."""
+        now_s = time.monotonic()
+        if now_s - self._renewed_s < RENEW_S:
+            return
+        self._renewed_s = now_s
+        wall_ms = int(time.time() * 1000)
+        store = self._store
+        store.zadd(REPLICAS, {self._owner: wall_ms})
+        store.zremrangebyscore(REPLICAS, 0, wall_ms - 2 * LEASE_MS)
+        replicas: Any = store.zcard(REPLICAS)
+        share = math.ceil(len(self._roles) / max(int(replicas), 1))
+        for role in list(self.held):
+            if not self._renew(keys=[lease_key(role)], args=[self._owner, LEASE_MS]):
+                self.held.discard(role)
+        for role in sorted(self.held, key=self._roles.index, reverse=True)[: max(0, len(self.held) - share)]:
+            self.release(role)  # another replica came
+        for role in self._roles:
+            if len(self.held) >= share:
+                return
+            if role not in self.held and store.set(lease_key(role), self._owner, nx=True, px=LEASE_MS):
+                self.held.add(role)
+
+    def release(self, role: str) -> None:
+        """Give a role up."""
+        self.held.discard(role)
+        self._release(keys=[lease_key(role)], args=[self._owner])
+
+    def close(self) -> None:
+        """Give all roles up, so that others take them at once."""
+        for role in list(self.held):
+            self.release(role)
+        self._store.zrem(REPLICAS, self._owner)
+
+    def commit(self, role: str, commands: Sequence[Sequence[Any]]) -> None:
+        """Carry commands out as one, if the role is still this replica's.
+
+        Args:
+            role: whose step it is.
+            commands: name, key and further parts of each.
+
+        Raises:
+            LeaseLost: it is not; nothing was done.
+        """
+        keys = [lease_key(role)]
+        places: dict[Any, int] = {}
+        arguments: list[Any] = [self._owner]
+        for name, key, *parts in commands:
+            if key not in places:
+                keys.append(key)
+                places[key] = len(keys)
+            arguments += [len(parts), places[key], name, *parts]
+        if not self._commit(keys=keys, args=arguments):
+            self.held.discard(role)
+            raise LeaseLost(role)

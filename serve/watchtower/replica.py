@@ -1,0 +1,358 @@
+"""A replica of the Watchtower: it takes its share of the roles, and each role goes on exactly where it was left.
+
+Roles: `sessions:P` folds a partition of the log into sessions and windows, `slices:S` judges a shard of all slices,
+`outages` makes outages of their alarms. A role's step writes what came out together with its checkpoint, in one script
+that only the role's owner may run. So whoever takes a dead replica's role begins at its last step and comes to the same
+windows and alarms: nothing is counted twice, and nothing is missed. Any number of replicas may run; roles spread.
+"""
+
+import logging
+import threading
+import time
+import zlib
+from typing import Any, Final, Protocol
+
+import orjson
+import redis
+
+from features.errors import FeaturesError
+from features.networks import Throughput, store_throughput
+from features.settings import Settings
+from serve.telemetry.log import FIELD, PARTITIONS, reports_of, stream_key
+from serve.telemetry.sessions import WINDOW_MS, Sessions, Window
+from serve.watchtower import board
+from serve.watchtower.board import Store
+from serve.watchtower.leases import LeaseLost, Leases
+from serve.watchtower.networks import NetworkSums, merged, throughput_of
+from serve.watchtower.outages import Outage
+from serve.watchtower.slices import SliceWatch
+from serve.watchtower.tracker import OutageTracker
+
+SHARD_LATE_MS: Final = 20_000
+"""Alarms of a shard that do not come for so long are not waited for."""
+
+IDLE_GRACE_MS: Final = 500
+"""A window is closed so long after its end where no entry comes that shows its end."""
+
+_ENTRIES: Final = 200
+_CHECKPOINT_EVERY: Final = 6
+"""Windows between checkpoints of slices and outages; those between are judged again, with the same outcome."""
+_NETWORKS_EVERY: Final = 6
+_STEP_PAUSE_S: Final = 0.1
+_TROUBLE_PAUSE_S: Final = 1.0
+_TIMEOUT_S: Final = 5.0
+_HEAD: Final = b"head"
+
+_log = logging.getLogger(__name__)
+
+
+class Role(Protocol):
+    """What a replica does for as long as it has the lease."""
+
+    def step(self) -> bool:
+        """Do what there is to do; whether there was anything.
+
+        Raises:
+            LeaseLost: the role is another replica's now.
+        """
+        ...
+
+
+class SessionsRole:
+    """Folds one partition of the log into sessions, and their windows onto the board."""
+
+    def __init__(self, store: Store, leases: Leases, partition: int) -> None:
+        self._store = store
+        self._leases = leases
+        self._partition = partition
+        self._name = f"sessions:{partition}"
+        self._key = board.state_key(self._name)
+        self._networks = NetworkSums()
+        found: Any = store.hgetall(self._key)
+        head = found.pop(_HEAD, None)
+        if head is None:
+            self._position = b"0-0"
+            _begin(store)  # before this partition's first entries are read and trimmed
+            self.sessions = Sessions(_first_ms(store, partition))
+        else:
+            document = orjson.loads(head)
+            self._position = document["position"].encode()
+            self._networks = NetworkSums.load(document["networks"])
+            self.sessions = Sessions.load(document["sessions"], [orjson.loads(one) for one in found.values()])
+
+    def step(self) -> bool:
+        """Read a batch of entries; write at the end of each window."""
+        answer: Any = self._store.xread({stream_key(self._partition): self._position}, count=_ENTRIES)
+        entries = answer[0][1] if answer else []
+        for position, fields in entries:
+            now = int(position.split(b"-")[0])
+            self._close_windows(now)
+            try:
+                reports = reports_of(fields[FIELD])
+            except (KeyError, TypeError, ValueError):
+                _log.exception("an entry of the telemetry log that is none of ours was left out")
+                reports = []
+            for report in reports:
+                self.sessions.take(report, now)
+                self._networks.hear(report)
+            self._position = position
+        if not entries:
+            self._close_windows(_store_ms(self._store) - IDLE_GRACE_MS)
+        return bool(entries)
+
+    def _close_windows(self, now: int) -> None:
+        windows = list(self.sessions.advance(now))
+        if windows:
+            self._commit(windows)
+
+    def _commit(self, windows: list[Window]) -> None:
+        """Write the windows, and the state that goes with having read up to the position."""
+        networks, self._networks = self._networks, NetworkSums()
+        head = {
+            "position": self._position.decode(),
+            "sessions": self.sessions.dump(),
+            "networks": self._networks.dump(),
+        }
+        commands: list[list[Any]] = [["HSET", self._key, _HEAD, orjson.dumps(head)]]
+        for name in self.sessions.touched:
+            session = self.sessions.session(name)
+            if session is None:
+                commands.append(["HDEL", self._key, f"s:{name}"])
+            else:
+                commands.append(["HSET", self._key, f"s:{name}", orjson.dumps(session.dump())])
+        for window in windows:
+            key = board.window_key(window.start_ms)
+            told = window.dump() if window is not windows[-1] else [*window.dump(), networks.dump()]
+            commands.append(["HSET", key, str(self._partition), orjson.dumps(told)])
+            commands.append(["EXPIRE", key, board.WINDOW_TTL_S])
+        progress = f"{self.sessions.window_ms}:{_store_ms(self._store)}"
+        commands.append(["HSET", board.PROGRESS, str(self._partition), progress])
+        commands.append(["XTRIM", stream_key(self._partition), "MINID", _after(self._position)])
+        self._leases.commit(self._name, commands)
+        self.sessions.touched.clear()
+
+
+class SlicesRole:
+    """Judges one shard of the slices, window by window."""
+
+    def __init__(self, store: Store, leases: Leases, shard: int) -> None:
+        self._store = store
+        self._leases = leases
+        self._shard = shard
+        self._name = f"slices:{shard}"
+        state = _read_state(store, self._name)
+        self._next = _begin(store) if state is None else int(state["next"])
+        self._watch = SliceWatch(shard, board.SHARDS) if state is None else SliceWatch.from_state(state["watch"])
+
+    def step(self) -> bool:
+        """Judge the next window, if it is there."""
+        window = _next_window(self._store, self._next)
+        if window is None:
+            return False
+        alarms = board.dump_alarms(self._watch.see(window))
+        self._next += WINDOW_MS
+        key = board.alarms_key(window.start_ms)
+        commands: list[list[Any]] = [
+            ["HSETNX", key, str(self._shard), alarms],
+            ["EXPIRE", key, board.WINDOW_TTL_S],
+        ]
+        if self._next // WINDOW_MS % _CHECKPOINT_EVERY == 0:
+            commands.append(_state_command(self._name, {"next": self._next, "watch": self._watch.state()}))
+        self._leases.commit(self._name, commands)
+        return True
+
+
+class OutagesRole:
+    """Makes outages of the alarms of all shards."""
+
+    def __init__(self, store: Store, leases: Leases, settings: Settings) -> None:
+        self._store = store
+        self._leases = leases
+        self._settings = settings
+        state = _read_state(store, board.OUTAGE_ROLE)
+        self._next = _begin(store) if state is None else int(state["next"])
+        self._tracker = OutageTracker() if state is None else OutageTracker.from_state(state["tracker"])
+        self._networks = NetworkSums() if state is None else NetworkSums.load(state["networks"])
+        self._waits_since = 0
+
+    def step(self) -> bool:
+        """Take the next window in, once all shards have judged it."""
+        start = self._next
+        window = _next_window(self._store, start)
+        if window is None:
+            return False
+        told: Any = self._store.hgetall(board.alarms_key(start))
+        if len(told) < board.SHARDS:
+            now = _store_ms(self._store)
+            self._waits_since = self._waits_since or now
+            if now - self._waits_since < SHARD_LATE_MS:
+                return False
+        self._waits_since = 0
+        alarms = [alarm for _, dumped in sorted(told.items()) for alarm in board.load_alarms(dumped)]
+        changed = self._tracker.see(window, sorted(alarms, key=lambda alarm: -alarm.evidence))
+        self._next += WINDOW_MS
+        self._networks = merged(self._networks, _networks_of(self._store, start))
+        self._commit(changed)
+        if self._next // WINDOW_MS % _NETWORKS_EVERY == 0:
+            self._tell_networks()
+        return True
+
+    def _commit(self, changed: list[Outage]) -> None:
+        commands: list[list[Any]] = [["SET", board.AS_OF, self._next]]
+        for outage in changed:
+            dumped = board.dump_outage(outage)
+            known: Any = self._store.hget(board.OUTAGES, outage.outage_id)
+            if known == dumped:
+                continue  # a window that was judged before the replica before died
+            commands.append(["HSET", board.OUTAGES, outage.outage_id, dumped])
+            commands.append(["XADD", board.LOG, "MAXLEN", "~", board.MOST_LOGGED, "*", board.CHANGE, dumped])
+        if changed or self._next // WINDOW_MS % _CHECKPOINT_EVERY == 0:
+            state = {"next": self._next, "tracker": self._tracker.state(), "networks": self._networks.dump()}
+            commands.append(_state_command(board.OUTAGE_ROLE, state))
+            commands += self._forgotten()
+        self._leases.commit(board.OUTAGE_ROLE, commands)
+
+    def _forgotten(self) -> list[list[Any]]:
+        """Outages that closed long ago."""
+        known: Any = self._store.hgetall(board.OUTAGES)
+        oldest = self._next - board.KEPT_CLOSED_MS
+        old = [name for name, dumped in known.items() if (board.load_outage(dumped).closed_ts or oldest) < oldest]
+        return [["HDEL", board.OUTAGES, *old]] if old else []
+
+    def _tell_networks(self) -> None:
+        """What is seen of networks, for bitrate decisions."""
+        seen: dict[tuple[str, str], Throughput] = throughput_of(self._networks, self._next)
+        if not seen:
+            return
+        try:
+            store_throughput(self._settings, seen)
+        except FeaturesError as error:
+            _log.warning("throughput of networks was not written: %s", error)
+
+
+class WatchtowerReplica:
+    """A replica, in a thread of the caller's.
+
+    Args:
+        settings: where the store is.
+        name: names it among the replicas.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._settings = settings
+        self._store: Store = redis.Redis.from_url(
+            settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+        )
+        roles = [board.OUTAGE_ROLE, *board.slice_roles(), *board.session_roles()]
+        self.leases = Leases(self._store, name, roles)
+        self._roles: dict[str, Role] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until told to stop; the store's troubles are logged and waited out."""
+        while not stop.is_set():
+            try:
+                busy = self.turn()
+            except (redis.RedisError, OSError):
+                _log.exception("watchtower: the store does not answer, will try again")
+                self._roles.clear()
+                stop.wait(_TROUBLE_PAUSE_S)
+                continue
+            if not busy:
+                stop.wait(_STEP_PAUSE_S)
+        try:
+            self.leases.close()
+        except (redis.RedisError, OSError):
+            _log.warning("watchtower: leases were left to end by themselves")
+        self._store.close()
+
+    def turn(self) -> bool:
+        """Give each role one step; whether any had something to do."""
+        self.leases.tick()
+        for name in [name for name in self._roles if name not in self.leases.held]:
+            del self._roles[name]
+        busy = False
+        for name in sorted(self.leases.held):
+            try:
+                role = self._roles.get(name) or self._restore(name)
+                busy = role.step() or busy
+            except LeaseLost:
+                _log.warning("watchtower: role %s is another replica's now", name)
+                self._roles.pop(name, None)
+            self.leases.tick()
+        return busy
+
+    def _restore(self, name: str) -> Role:
+        kind, _, number = name.partition(":")
+        role: Role
+        if kind == "sessions":
+            role = SessionsRole(self._store, self.leases, int(number))
+        elif kind == "slices":
+            role = SlicesRole(self._store, self.leases, int(number))
+        else:
+            role = OutagesRole(self._store, self.leases, self._settings)
+        self._roles[name] = role
+        return role
+
+
+def _store_ms(store: Store) -> int:
+    """The store's clock, which names the log's entries."""
+    told: Any = store.time()
+    seconds, microseconds = told
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _first_ms(store: Store, partition: int) -> int:
+    """When a partition's sessions begin that were never read: at its first entry, or now."""
+    first: Any = store.xrange(stream_key(partition), count=1)
+    now = _store_ms(store)
+    return min(int(first[0][0].split(b"-")[0]), now) if first else now
+
+
+def _begin(store: Store) -> int:
+    """The first window of all, where the log began: the same for all roles, whichever comes first."""
+    known: Any = store.get(board.BEGAN)
+    if known is None:
+        first = min(_first_ms(store, partition) for partition in range(PARTITIONS))
+        store.set(board.BEGAN, first // WINDOW_MS * WINDOW_MS, nx=True)
+        known = store.get(board.BEGAN)
+    return int(known)
+
+
+def _after(position: bytes) -> bytes:
+    """The least position after one."""
+    milliseconds, sequence = position.split(b"-")
+    return b"%s-%d" % (milliseconds, int(sequence) + 1)
+
+
+def _next_window(store: Store, start_ms: int) -> Window | None:
+    """A window, once all partitions have told of it; None before."""
+    if not board.is_complete(store, start_ms + WINDOW_MS, _store_ms(store)):
+        return None
+    return board.read_window(store, start_ms)
+
+
+def _networks_of(store: Store, start_ms: int) -> NetworkSums:
+    found: Any = store.hgetall(board.window_key(start_ms))
+    sums = NetworkSums()
+    for dumped in found.values():
+        document = orjson.loads(dumped)
+        if len(document) > 2:
+            sums.add(NetworkSums.load(document[2]))
+    return sums
+
+
+def _read_state(store: Store, role: str) -> dict[str, Any] | None:
+    dumped: Any = store.get(board.state_key(role))
+    if dumped is None:
+        return None
+    document: dict[str, Any] = orjson.loads(zlib.decompress(dumped))
+    return document
+
+
+def _state_command(role: str, state: dict[str, Any]) -> list[Any]:
+    return ["SET", board.state_key(role), zlib.compress(orjson.dumps(state), 1)]
+
+
+def replica_name() -> str:
+    """A name that no other replica has."""
+    return f"{time.time_ns():x}"

@@ -1,0 +1,279 @@
+"""Replicas of the Watchtower on a real Valkey: the same windows and outages whoever reads, however often one dies."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import redis
+
+import serve
+from features.settings import Settings
+from serve.telemetry.log import FIELD, PARTITIONS, Said, partition_of, reports_of, stream_key
+from serve.telemetry.reports import Report
+from serve.telemetry.sessions import REPORTS, WINDOW_MS, Sessions, Window
+from serve.watchtower import board
+from serve.watchtower.leases import LEASE_MS, LeaseLost, Leases
+from serve.watchtower.replica import WatchtowerReplica
+from serve.watchtower.tower import Watchtower
+
+MINUTES = 25
+BROKEN_FROM_S = 20 * 60
+
+Entry = tuple[int, int, bytes]
+"""When, partition, bytes."""
+
+
+def audience(start_ms: int, minutes: int = MINUTES, seed: int = 0) -> list[Entry]:
+    """What 2 sessions a second say; from BROKEN_FROM_S on, the CDN north breaks half of its starts and playbacks."""
+    rng = random.Random(seed)
+    said: list[tuple[int, dict[str, Any], dict[str, str]]] = []
+    for place in range(minutes * 60 * 2):
+        at = rng.randrange(minutes * 60_000)
+        cdn, region = rng.choice(("north", "north", "south", "west")), rng.choice(("eu", "us"))
+        context = {"region": region, "device": rng.choice(("tv", "phone")), "asn": f"{region}-{rng.randrange(3)}"}
+        base = {"sid": f"s{place}", "cdn": cdn, "cid": f"t{rng.randrange(9)}", "sf": "d"}
+
+        def say(when: int, number: int, base: dict[str, Any] = base, context: Any = context, **values: Any) -> None:
+            said.append((when, {**base, "ts": start_ms + when, "sn": number, **values}, context))
+
+        def broken(when: int, cdn: str = cdn) -> bool:
+            return cdn == "north" and when >= BROKEN_FROM_S * 1000 and rng.random() < 0.5
+
+        say(at, 0, e="ps", sta="s")
+        if broken(at):
+            say(at + 900, 1, e="e", sta="f", ec="7")
+            continue
+        say(at + 900, 1, e="ps", sta="p", br={"v": 3000}, mtp={"v": rng.randrange(4000, 30000)})
+        end, number = at + rng.randrange(30_000, 400_000), 2
+        for when in range(at + 30_000, end, 30_000):
+            state = "r" if broken(when) or rng.random() < 0.01 else "p"
+            say(when, number, e="t" if state == "p" else "ps", sta=state, br={"v": 3000}, mtp={"v": 9000})
+            number += 1
+        say(end, number, e="ps", sta="e")
+    said.sort(key=lambda one: one[0])
+    entries = []
+    for place in range(0, len(said), 20):
+        batch = [one for one in said[place : place + 20] if one[0] < minutes * 60_000]
+        for one in batch:
+            ((partition, entry),) = Said(start_ms + one[0], one[2], [one[1]]).parts().items()
+            entries.append((start_ms + one[0], partition, entry))
+    return entries
+
+
+def append(store: "redis.Redis", entries: list[Entry]) -> None:
+    pipe = store.pipeline(transaction=False)
+    for sequence, (at, partition, entry) in enumerate(entries):
+        pipe.xadd(stream_key(partition), {FIELD: entry}, id=f"{at}-{sequence + 1}")
+    pipe.execute()
+
+
+def expected_windows(entries: list[Entry]) -> dict[int, Window]:
+    """Window by window, as one process that never dies sees them."""
+    by_partition: dict[int, Sessions] = {}
+    windows: dict[int, Window] = {}
+    last = entries[-1][0] // WINDOW_MS * WINDOW_MS
+    for at, partition, entry in entries:
+        sessions = by_partition.setdefault(partition, Sessions(at))
+        for window in sessions.advance(at):
+            windows.setdefault(window.start_ms, Window(window.start_ms)).merge(window)
+        for report in reports_of(entry):
+            sessions.take(report, at)
+    for sessions in by_partition.values():
+        for window in sessions.advance(last):
+            windows.setdefault(window.start_ms, Window(window.start_ms)).merge(window)
+    return {start: window for start, window in windows.items() if start < last}
+
+
+CODE = """
+import logging, sys, threading
+from features.settings import Settings
+from serve.watchtower.replica import WatchtowerReplica
+logging.basicConfig(level=logging.WARNING)
+WatchtowerReplica(Settings.from_env(), sys.argv[1]).run(threading.Event())
+"""
+
+
+@pytest.fixture
+def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """Starts replicas as processes; those that still live are killed at the end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(name: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ, "REDIS_URL": settings.redis_url, "PLAYHEAD_HOME": str(settings.home),
+            "PYTHONPATH": str(Path(serve.__file__).parents[1]),
+        }  # fmt: skip
+        with (tmp_path / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen([sys.executable, "-c", CODE, name], env=environment, stderr=log)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator["redis.Redis"]:
+    with redis.Redis.from_url(settings.redis_url, socket_timeout=10) as client:
+        yield client
+
+
+def wait_for(met: Callable[[], Any], within_s: float = 90) -> Any:
+    deadline = time.monotonic() + within_s
+    while not (found := met()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def read_up_to(store: "redis.Redis", end_ms: int) -> bool:
+    found = store.hgetall(board.PROGRESS)
+    return len(found) == PARTITIONS and all(int(told.split(b":")[0]) >= end_ms for told in found.values())
+
+
+def outages(store: "redis.Redis") -> list[Any]:
+    return [board.load_outage(dumped) for dumped in store.hvals(board.OUTAGES)]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("deaths", [0, 3])
+def test_windows_and_outages_are_the_same_however_often_replicas_die(
+    store: "redis.Redis", settings: Settings, start: Callable[[str], subprocess.Popen[bytes]], deaths: int
+) -> None:
+    now = int(time.time() * 1000)
+    began = (now - MINUTES * 60_000) // WINDOW_MS * WINDOW_MS
+    entries = audience(began)
+    append(store, entries)
+    expected = expected_windows(entries)
+    last = max(expected)
+    replicas = [start("a"), start("b")]
+    for death in range(deaths):
+        wait_for(lambda: store.hlen(board.PROGRESS))
+        time.sleep(0.5 + death)
+        victim = replicas.pop(0)
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        replicas.append(start(f"again-{death}"))
+    wait_for(lambda: read_up_to(store, last + WINDOW_MS))
+    seen = {start_ms: board.read_window(store, start_ms) for start_ms in expected}
+    for start_ms, window in expected.items():
+        assert seen[start_ms].counts == window.counts, (start_ms - began) // WINDOW_MS
+    reports = sum(row[REPORTS] for window in seen.values() for row in window.counts.values())
+    assert reports == sum(at < last + WINDOW_MS for at, _, _ in entries)
+    wait_for(lambda: int(store.get(board.AS_OF) or 0) >= last + WINDOW_MS)
+    (outage,) = [one for one in outages(store) if one.state == "confirmed"]
+    assert dict(outage.slice) == {"cdn": "north"}
+    assert 0 <= outage.detected_ts - (began + BROKEN_FROM_S * 1000) <= 60_000
+    logged = [board.load_outage(fields[board.CHANGE]) for _, fields in store.xrange(board.LOG)]
+    states = [(one.outage_id, one.updated_ts, one.state) for one in logged]
+    assert len(states) == len(set(states)), "each change is told once"
+    assert sum(store.xlen(stream_key(partition)) for partition in range(PARTITIONS)) < len(entries) // 10
+
+
+def test_in_one_process_it_is_the_same_watch(store: "redis.Redis", settings: Settings) -> None:
+    now = int(time.time() * 1000)
+    began = (now - MINUTES * 60_000) // WINDOW_MS * WINDOW_MS
+    entries = audience(began, seed=1)
+    append(store, entries)
+    replica = WatchtowerReplica(settings, "only")
+    stop = threading.Event()
+    thread = threading.Thread(target=replica.run, args=(stop,))
+    thread.start()
+    last = entries[-1][0] // WINDOW_MS * WINDOW_MS
+    try:
+        wait_for(lambda: int(store.get(board.AS_OF) or 0) >= last)
+    finally:
+        stop.set()
+        thread.join(20)
+    tower = Watchtower(entries[0][0])
+    for at, _, entry in entries:
+        for report in reports_of(entry):
+            tower.hear(report, at)
+    tower.advance(last)
+    (expected,) = tower.tracker.outages
+    (found,) = [one for one in outages(store) if one.is_open]
+    assert (found.slice, found.detected_ts) == (expected.slice, expected.detected_ts)
+    assert store.zcard(board.REPLICAS) == 0, "it said farewell"
+    assert not store.keys(board.lease_key("*"))
+
+
+def test_entries_that_are_none_of_ours_are_left_out(store: "redis.Redis", settings: Settings) -> None:
+    at = int(time.time() * 1000) - 60_000
+    partition = partition_of("good")
+    (good,) = Said(at, {}, [{"sid": "good", "e": "ps", "sta": "p", "ts": at}]).parts().values()
+    store.xadd(stream_key(partition), {"strange": b"x"}, id=f"{at}-1")
+    store.xadd(stream_key(partition), {FIELD: b"{"}, id=f"{at}-2")
+    store.xadd(stream_key(partition), {FIELD: b'{"at": 1}'}, id=f"{at}-3")
+    store.xadd(stream_key(partition), {FIELD: good}, id=f"{at}-4")
+    replica = WatchtowerReplica(settings, "only")
+    wait_for(lambda: (replica.turn() or True) and read_up_to(store, at), 20)
+    counts = board.read_window(store, at // WINDOW_MS * WINDOW_MS).counts
+    assert sum(row[REPORTS] for row in counts.values()) == 1
+
+
+def test_roles_spread_over_replicas_and_come_back(store: "redis.Redis") -> None:
+    roles = [board.OUTAGE_ROLE, *board.slice_roles(), *board.session_roles()]
+    one, other = Leases(store, "one", roles), Leases(store, "other", roles)
+
+    def tick(*leases: Leases) -> None:
+        for lease in leases:
+            lease._renewed_s = 0.0
+            lease.tick()
+
+    tick(one)
+    assert one.held == set(roles)
+    for _ in range(3):
+        tick(other, one)
+    assert one.held | other.held == set(roles)
+    assert not one.held & other.held
+    assert abs(len(one.held) - len(other.held)) <= 1
+    other.close()
+    for _ in range(2):
+        tick(one)
+    assert one.held == set(roles)
+
+
+def test_only_the_owner_writes(store: "redis.Redis") -> None:
+    leases = Leases(store, "one", ["role"])
+    leases.tick()
+    leases.commit("role", [["SET", "a", 1], ["HSET", "h", "f", "v"], ["SET", "a", 2]])
+    assert (store.get("a"), store.hget("h", "f")) == (b"2", b"v")
+    store.set(board.lease_key("role"), "another", px=LEASE_MS)
+    with pytest.raises(LeaseLost):
+        leases.commit("role", [["SET", "a", 3]])
+    assert store.get("a") == b"2"
+    assert leases.held == set()
+    leases.release("role")
+    assert store.get(board.lease_key("role")) == b"another"
+
+
+def test_alarms_and_throughput_survive_the_board(store: "redis.Redis", settings: Settings) -> None:
+    from serve.watchtower.networks import NetworkSums, throughput_of  # noqa: PLC0415
+    from serve.watchtower.slices import Alarm  # noqa: PLC0415
+
+    alarm = Alarm(
+        slice=(("cdn", "a"), ("region", "eu")), metric="stalls", window_ms=5, evidence=9.5, expected=0.1, total=9.0,
+        bad=5.0,
+    )  # fmt: skip
+    assert list(board.load_alarms(board.dump_alarms([alarm]))) == [alarm]
+    sums = NetworkSums()
+    for kbps in (1000, 4000) * 20:
+        sums.hear(Report("s", 0, {"mtp": {"v": kbps}}, {"cdn": "a", "asn": "7"}))
+    sums.hear(Report("s", 0, {"mtp": {"v": 5}}, {"cdn": "a", "asn": "7"}))
+    sums.hear(Report("s", 0, {"mtp": {"v": 5000}}, {"cdn": "a"}))
+    again = NetworkSums.load(orjson.loads(orjson.dumps(sums.dump())))
+    (found,) = throughput_of(again, 9).values()
+    assert found.log_mean_kbps == pytest.approx(7.6009, abs=1e-3)
+    assert found.log_std_kbps == pytest.approx(0.6931, abs=1e-3)
+    assert (found.sessions, found.last_ts_ms) == (40, 9)
