@@ -34,6 +34,7 @@ from serve.gateway.entrance import Entrance
 from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
 from serve.gateway.stages import ModelState, Stages
+from serve.gateway.steering import OutagesInMemory, OutageSource, SteeringStage
 from serve.live import LiveModel, LiveRanker, Sources
 from serve.metrics import Metrics
 from serve.quality.estimates import MODEL, BitstreamEstimator
@@ -42,6 +43,7 @@ from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
 from serve.ranking import Ranker, RankerSettings
 from serve.schemas import Answer, HomeQuery
+from serve.steering.pathways import read_pathways
 from serve.telemetry.log import TelemetryWriter
 
 _FLUSH_S: Final = 1.0
@@ -67,6 +69,7 @@ async def open_gateway(
     planner: Any = None,
     *,
     server_echoes_id: bool = False,
+    outages: OutageSource | None = None,
 ) -> Entrance:
     """The gateway's ASGI application, ready to answer; its lifespan runs and ends what works beside the requests.
 
@@ -76,11 +79,15 @@ async def open_gateway(
         ranker: handle of the Ranker deployment, in the split placement.
         planner: handle of the Planner deployment, in the split placement.
         server_echoes_id: whether the server around the application answers with X-Request-ID.
+        outages: what steering goes by; None: players keep the default split.
 
     Raises:
-        InvalidInput: the catalogue is missing or damaged, or a token is needed and not set.
+        InvalidInput: the catalogue or the steering file is missing or damaged, or a token is needed and not set.
     """
     entrance = arguments.entrance(server_echoes_id=server_echoes_id)
+    steering = (
+        SteeringStage(read_pathways(arguments.steering), outages or OutagesInMemory()) if arguments.steering else None
+    )
     settings = arguments.settings()
     metrics = Metrics()
     live = _live_ranker(arguments, metrics, with_model=ranker is None)
@@ -139,6 +146,7 @@ async def open_gateway(
         stages,
         metrics,
         quality=quality,
+        steering=steering,
         entrance=entrance,
         request_log=arguments.request_log(),
         store_deadline_ms=settings.store_deadline_ms,

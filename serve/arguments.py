@@ -32,6 +32,7 @@ class Arguments(BaseModel):
         home: state folder; None: PLAYHEAD_HOME.
         media: the one folder whose clips may be measured; None: PLAYHEAD_MEDIA.
         quality: bounds of the quality jobs.
+        steering: file of the delivery networks that players are steered to (docs/steering.md); None: none are.
         redis_url: online store; None: REDIS_URL.
         store_deadline_ms: longest wait for a profile's features; None: PLAYHEAD_STORE_DEADLINE_MS.
         stage_deadline_ms: longest wait for a stage that runs elsewhere.
@@ -57,6 +58,7 @@ class Arguments(BaseModel):
     home: Path | None = None
     media: Path | None = None
     quality: QualityLimits = QualityLimits()
+    steering: Path | None = None
     redis_url: str | None = None
     store_deadline_ms: float | None = Field(default=None, gt=0)
     stage_deadline_ms: float = Field(default=200.0, gt=0)

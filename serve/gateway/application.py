@@ -22,6 +22,7 @@ from serve.gateway.player import PlayerRoutes
 from serve.gateway.quality import QualityRoutes, QualityStage
 from serve.gateway.requests import ModelRoute
 from serve.gateway.stages import Stages
+from serve.gateway.steering import SteeringRoutes, SteeringStage
 from serve.gateway.telemetry import TelemetryRoutes
 from serve.logs import RequestLog, RequestLogSettings
 from serve.metrics import Metrics
@@ -39,6 +40,7 @@ def create(
     metrics: Metrics,
     *,
     quality: QualityStage,
+    steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
     store_deadline_ms: float,
@@ -50,6 +52,7 @@ def create(
         stages: what answers.
         metrics: where requests are counted and stages timed.
         quality: what answers the quality routes.
+        steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
         store_deadline_ms: longest wait for a profile's features, milliseconds.
@@ -73,6 +76,7 @@ def create(
     PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
     BitrateRoutes(Decider(stages.planner, stages.lookups, metrics)).add_to(app)
     QualityRoutes(quality).add_to(app)
+    SteeringRoutes(steering).add_to(app)
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics).add_to(app)
 

@@ -26,11 +26,13 @@ from tests.serve.quality.small_vmaf import small_vmaf
 
 QUALITY = [("POST", "/v1/quality"), ("GET", "/v1/quality/{job}"), ("DELETE", "/v1/quality/{job}")]
 WITH_INPUT = [("GET", "/v1/home"), ("GET", "/v1/titles/{title_id}/similar"), ("POST", "/v1/events"), *QUALITY]
+STEERING = [("GET", "/v1/steering/dash"), ("GET", "/v1/steering/hls")]
 TELEMETRY = [("POST", "/v1/telemetry"), ("GET", "/v1/telemetry")]
 OPEN = [
     ("POST", "/v1/bitrate"),
     ("GET", "/v1/bitrate/cmsd"),
     *TELEMETRY,
+    *STEERING,
 ]  # refuse nothing that they can make something of
 WITHOUT_INPUT = [("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/v1/models")]
 VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
@@ -91,7 +93,10 @@ def schema(
     store = ValkeyProcess(folder)
     store.start()
     try:
-        with Server(Arguments(dataset="small", home=folder, redis_url=store.url, media=folder)) as server:
+        steering = folder / "steering.json"
+        steering.write_text('{"pathways": [{"id": "alpha"}, {"id": "beta"}]}')
+        arguments = Arguments(dataset="small", home=folder, redis_url=store.url, media=folder, steering=steering)
+        with Server(arguments) as server:
             yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     finally:
         store.kill()
