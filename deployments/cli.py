@@ -12,6 +12,7 @@ from deployments.commands import (
     load,
     localise,
     models,
+    outages,
     quality,
     stack,
     training,
@@ -32,6 +33,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(training.app, name="train")
 evaluation.app.command("anomaly")(anomaly.anomaly)
 evaluation.app.command("localise")(localise.evaluate)
+evaluation.app.command("outages")(outages.evaluate)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
 app.command("models")(models.models)

@@ -31,6 +31,9 @@ from serve.errors import PlayheadError
 _PREPARATION_DEADLINE_S: Final = 24 * 3600.0  # training on somebody's own data may be long
 _RUNNING_DEADLINE_S: Final = 180.0
 _READY_DEADLINE_S: Final = 60.0
+_WORKERS: Final = ("events", "watchtower")
+"""Parts that work on the logs."""
+
 _LOOK_S: Final = 0.5
 _ASKING_S: Final = 5.0
 _SILENCE_S: Final = 45.0  # longer than Ray takes to mend a replica or HAProxy by itself
@@ -156,7 +159,8 @@ class Stack:
             self._start_cluster()
         if self._options.prepare:
             self._prepare()
-        self._start_events()
+        for name in _WORKERS:
+            self._start_worker(name)
         if not early:
             self._start_cluster()
         self._serve()
@@ -189,7 +193,7 @@ class Stack:
 
     def close(self) -> None:
         """End everything that was started and nothing else; what runs elsewhere is left alone."""
-        order = [name for name in ("prepare", "ray", "events", "valkey") if name in self._children]
+        order = [name for name in ("prepare", "ray", *_WORKERS, "valkey") if name in self._children]
         left = processes.end((self._children[name].record for name in order), grace_s=ENDING_GRACE_S)
         for child in self._children.values():
             child.popen.poll()
@@ -287,8 +291,8 @@ class Stack:
         path.write_text(json.dumps(config, indent=1), encoding="utf-8")
         return path
 
-    def _start_events(self) -> None:
-        self._adopt(start_worker(self.folder, self._environment()))
+    def _start_worker(self, name: str) -> None:
+        self._adopt(start_worker(name, self.folder, self._environment()))
 
     def _serve(self) -> None:
         assert self._cluster is not None
@@ -331,8 +335,8 @@ class Stack:
         processes.end([child.record], grace_s=0)
         if name == "valkey":
             self._start_store()
-        elif name == "events":
-            self._start_events()
+        elif name in _WORKERS:
+            self._start_worker(name)
         else:
             self._start_cluster()
             self._serve()

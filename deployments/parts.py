@@ -216,12 +216,12 @@ class Cluster(TalkingPart):
             self._reporter.tell(Notice(phase="serve", moment=Moment.NOTE, text=self.failure))
 
 
-def start_worker(folder: RunFolder, environment: Mapping[str, str]) -> Child:
-    """Start the part that drains the event log into files."""
+def start_worker(name: str, folder: RunFolder, environment: Mapping[str, str]) -> Child:
+    """Start a part that works on a log: one of deployments.worker.PARTS."""
     return start(
-        "events",
-        [sys.executable, "-m", "deployments.worker"],
-        log=folder.log("events"),
+        name,
+        [sys.executable, "-m", "deployments.worker", name],
+        log=folder.log(name),
         environment=environment,
         piped=True,
     )

@@ -1,7 +1,10 @@
-"""The part that drains the event log into Parquet files, from which the next model is trained.
+"""Parts that work on the logs, each a process: `python -m deployments.worker NAME`.
 
-Run as `python -m deployments.worker`; settings come from the environment. It ends on SIGTERM and when its standard
-input ends, after the round it is in; what it had not acknowledged, the next one takes up.
+    events       drains the event log into Parquet files, from which the next model is trained
+    watchtower   a replica of the Watchtower; any number may run, on any machine that reaches the store
+
+Settings come from the environment. A part ends on SIGTERM and when its standard input ends, after the round it is in;
+what it had not acknowledged, the next one takes up.
 """
 
 import logging
@@ -9,16 +12,19 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from features.settings import Settings
 from features.sink import EventSink
 from serve.logs import configure
 
 
-def main() -> None:
-    """Drain until told to stop."""
+def main(name: str) -> None:
+    """Work until told to stop."""
     configure()
-    logging.getLogger("features").addHandler(logging.StreamHandler(sys.stderr))
+    for package in ("features", "serve.watchtower"):
+        logging.getLogger(package).addHandler(logging.StreamHandler(sys.stderr))
     settings = Settings.from_env()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -30,8 +36,31 @@ def main() -> None:
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
+    PARTS[name](settings, stop)
+
+
+def drain(settings: Settings, stop: threading.Event) -> None:
+    """Drain the event log."""
     EventSink(settings, settings.home / "events").run(stop)
 
 
+def watchtower(settings: Settings, stop: threading.Event) -> None:
+    """Take a share of the Watchtower's roles, and tell changes of outages where an address is set."""
+    from serve.watchtower.replica import WatchtowerReplica, connect, replica_name  # noqa: PLC0415 - numpy, polars
+    from serve.watchtower.webhook import Webhook, WebhookSettings  # noqa: PLC0415
+
+    name = replica_name()
+    hook = WebhookSettings.from_env()
+    telling = None
+    if hook is not None:
+        telling = threading.Thread(target=Webhook(connect(settings), hook, name).run, args=(stop,))
+        telling.start()
+    WatchtowerReplica(settings, name).run(stop)
+    if telling is not None:
+        telling.join()
+
+
+PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {"events": drain, "watchtower": watchtower}
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -31,10 +31,11 @@ from serve.bitrate.segments import FeatureLookups
 from serve.errors import PlayheadError
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
+from serve.gateway.outages import POLL_S, OutageBoard
 from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
 from serve.gateway.stages import ModelState, Stages
-from serve.gateway.steering import OutagesInMemory, OutageSource, SteeringStage
+from serve.gateway.steering import OutageSource, SteeringStage
 from serve.live import LiveModel, LiveRanker, Sources
 from serve.metrics import Metrics
 from serve.quality.estimates import MODEL, BitstreamEstimator
@@ -79,17 +80,16 @@ async def open_gateway(
         ranker: handle of the Ranker deployment, in the split placement.
         planner: handle of the Planner deployment, in the split placement.
         server_echoes_id: whether the server around the application answers with X-Request-ID.
-        outages: what steering goes by; None: players keep the default split.
+        outages: what steering goes by; None: what the Watchtower tells.
 
     Raises:
         InvalidInput: the catalogue or the steering file is missing or damaged, or a token is needed and not set.
     """
     entrance = arguments.entrance(server_echoes_id=server_echoes_id)
-    steering = (
-        SteeringStage(read_pathways(arguments.steering), outages or OutagesInMemory()) if arguments.steering else None
-    )
     settings = arguments.settings()
     metrics = Metrics()
+    told_outages = OutageBoard(settings, metrics)
+    steering = SteeringStage(read_pathways(arguments.steering), outages or told_outages) if arguments.steering else None
     live = _live_ranker(arguments, metrics, with_model=ranker is None)
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
@@ -110,6 +110,7 @@ async def open_gateway(
     quality, estimates = _quality(arguments, metrics)
     await estimates.look()
     beside = [live.run, quality.runner.run, estimates.run, lambda: every(_FLUSH_S, metrics.flush)]
+    beside.append(lambda: every(POLL_S, told_outages.look))
     told: list[Callable[[], Sequence[ModelState]]] = []
     if ranker is None:
         told.append(lambda: live.states)
@@ -140,12 +141,14 @@ async def open_gateway(
         async with running(*beside):
             yield
         await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close(), telemetry.close())
+        await told_outages.close()
         metrics.close()
 
     return create(
         stages,
         metrics,
         quality=quality,
+        outages=told_outages,
         steering=steering,
         entrance=entrance,
         request_log=arguments.request_log(),

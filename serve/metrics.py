@@ -12,7 +12,7 @@ import glob
 import os
 import re
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import psutil
@@ -142,6 +142,14 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
+        self._outages = Gauge(
+            "playhead_outages",
+            "Open outages by state, as this service last knew.",
+            ["state"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+
     def observe(self, stage: str, seconds: float) -> None:
         """Note how long a stage took; `stage` comes from code, never from a caller."""
         known = self._stages.get(stage)
@@ -198,6 +206,14 @@ class Metrics:
     def refreshed(self, part: str, timestamp_s: float) -> None:
         """Say when a part (catalogue, title_stats) was last read, Unix seconds."""
         self._refreshed.labels(part).set(timestamp_s)
+
+    def outages(self, states: Sequence[str], as_of_s: float) -> None:
+        """Say how many outages are open in each state, and up to when that is known, Unix seconds."""
+        counts = Tally(states)
+        for state in ("suspected", "confirmed", "recovering"):
+            self._outages.labels(state).set(counts[state])
+        if as_of_s:
+            self.refreshed("outages", as_of_s)
 
     def catalogue_titles(self, count: int) -> None:
         """Say how many titles the catalogue holds."""

@@ -18,6 +18,7 @@ from serve.gateway.bitrate import BitrateRoutes
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
 from serve.gateway.ops import OpsRoutes
+from serve.gateway.outages import OutageBoard, OutageRoutes
 from serve.gateway.player import PlayerRoutes
 from serve.gateway.quality import QualityRoutes, QualityStage
 from serve.gateway.requests import ModelRoute
@@ -40,6 +41,7 @@ def create(
     metrics: Metrics,
     *,
     quality: QualityStage,
+    outages: OutageBoard,
     steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
@@ -52,6 +54,7 @@ def create(
         stages: what answers.
         metrics: where requests are counted and stages timed.
         quality: what answers the quality routes.
+        outages: what the Watchtower tells.
         steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
@@ -76,6 +79,7 @@ def create(
     PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
     BitrateRoutes(Decider(stages.planner, stages.lookups, metrics)).add_to(app)
     QualityRoutes(quality).add_to(app)
+    OutageRoutes(outages).add_to(app)
     SteeringRoutes(steering).add_to(app)
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics).add_to(app)

@@ -27,15 +27,17 @@ class Leases:
         store: Redis or Valkey.
         owner: names this replica.
         roles: all there are, in the order in which they are taken.
+        counted: whether this is one of the replicas that share the roles; else it takes all it can have.
 
     Attributes:
         held: roles that are this replica's.
     """
 
-    def __init__(self, store: Store, owner: str, roles: Sequence[str]) -> None:
+    def __init__(self, store: Store, owner: str, roles: Sequence[str], *, counted: bool = True) -> None:
         self._store = store
         self._owner = owner
         self._roles = roles
+        self._counted = counted
         self._renew: Any = store.register_script(_RENEW)
         self._release: Any = store.register_script(_RELEASE)
         self._commit: Any = store.register_script(
@@ -50,12 +52,8 @@ class Leases:
         if now_s - self._renewed_s < RENEW_S:
             return
         self._renewed_s = now_s
-        wall_ms = int(time.time() * 1000)
         store = self._store
-        store.zadd(REPLICAS, {self._owner: wall_ms})
-        store.zremrangebyscore(REPLICAS, 0, wall_ms - 2 * LEASE_MS)
-        replicas: Any = store.zcard(REPLICAS)
-        share = math.ceil(len(self._roles) / max(int(replicas), 1))
+        share = self._fair_share() if self._counted else len(self._roles)
         for role in list(self.held):
             if not self._renew(keys=[lease_key(role)], args=[self._owner, LEASE_MS]):
                 self.held.discard(role)
@@ -66,6 +64,14 @@ class Leases:
                 return
             if role not in self.held and store.set(lease_key(role), self._owner, nx=True, px=LEASE_MS):
                 self.held.add(role)
+
+    def _fair_share(self) -> int:
+        """Roles that a replica may have, as many replicas as there are now."""
+        wall_ms = int(time.time() * 1000)
+        self._store.zadd(REPLICAS, {self._owner: wall_ms})
+        self._store.zremrangebyscore(REPLICAS, 0, wall_ms - 2 * LEASE_MS)
+        replicas: Any = self._store.zcard(REPLICAS)
+        return math.ceil(len(self._roles) / max(int(replicas), 1))
 
     def release(self, role: str) -> None:
         """Give a role up."""

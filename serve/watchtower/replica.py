@@ -7,8 +7,8 @@ windows and alarms: nothing is counted twice, and nothing is missed. Any number 
 """
 
 import logging
+import secrets
 import threading
-import time
 import zlib
 from typing import Any, Final, Protocol
 
@@ -353,6 +353,11 @@ def _state_command(role: str, state: dict[str, Any]) -> list[Any]:
     return ["SET", board.state_key(role), zlib.compress(orjson.dumps(state), 1)]
 
 
+def connect(settings: Settings) -> Store:
+    """A connection with deadlines; it is made at the first call, and again after each loss."""
+    return Store.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+
+
 def replica_name() -> str:
     """A name that no other replica has."""
-    return f"{time.time_ns():x}"
+    return secrets.token_hex(8)

@@ -34,7 +34,7 @@ SURFACE = {
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
-    ("eval",): {"anomaly", "localise", "recommend", "bitrate", "quality"},
+    ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality"},
     ("quality",): {"title"},
 }
 
@@ -59,6 +59,7 @@ OPTIONS = {
     ("eval", "anomaly"): {"--nab", "--rivals", "--out", "--top", "--json"},
     ("localise",): {"--at", "--history", "--top", "--metric", "--json"},
     ("eval", "localise"): {"--seed", "--cases", "--public", "--method", "--json"},
+    ("eval", "outages"): {"--seed", "--days", "--peak", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
     ("models",): {"--json"},

@@ -3,6 +3,7 @@ import os
 import time
 
 import pytest
+import redis
 
 from deployments.parts import start_worker
 from deployments.processes import end
@@ -10,12 +11,13 @@ from deployments.state import RunFolder
 from features.events import Event, EventKind
 from features.sink import read_events
 from features.stream import EventWriter
+from serve.watchtower import board
 
 
 @pytest.fixture
 def worker(settings):
     environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
-    child = start_worker(RunFolder(settings.home), environment)
+    child = start_worker("events", RunFolder(settings.home), environment)
     yield child
     end([child.record], grace_s=5)
     child.popen.wait()
@@ -47,3 +49,18 @@ def test_events_reach_the_files_and_the_worker_ends_with_its_starter(settings, w
 def test_it_ends_when_asked(worker):
     worker.popen.terminate()
     assert worker.popen.wait(10) in {0, -15}  # -15: asked before it had begun
+
+
+def test_a_watchtower_takes_its_roles_and_gives_them_back(settings):
+    environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
+    child = start_worker("watchtower", RunFolder(settings.home), environment)
+    with redis.Redis.from_url(settings.redis_url) as store:
+        deadline = time.monotonic() + 30
+        while store.zcard(board.REPLICAS) == 0 or not store.get(board.lease_key(board.OUTAGE_ROLE)):
+            assert time.monotonic() < deadline
+            assert child.exit_status() is None, child.log_tail()
+            time.sleep(0.05)
+        child.popen.stdin.close()
+        assert child.popen.wait(20) == 0, child.log_tail()
+        assert store.get(board.lease_key(board.OUTAGE_ROLE)) is None
+    child.popen.stdout.close()

@@ -26,6 +26,7 @@ from tests.serve.quality.small_vmaf import small_vmaf
 
 QUALITY = [("POST", "/v1/quality"), ("GET", "/v1/quality/{job}"), ("DELETE", "/v1/quality/{job}")]
 WITH_INPUT = [("GET", "/v1/home"), ("GET", "/v1/titles/{title_id}/similar"), ("POST", "/v1/events"), *QUALITY]
+WITH_INPUT += [("GET", "/v1/outages")]
 STEERING = [("GET", "/v1/steering/dash"), ("GET", "/v1/steering/hls")]
 TELEMETRY = [("POST", "/v1/telemetry"), ("GET", "/v1/telemetry")]
 OPEN = [
@@ -35,6 +36,7 @@ OPEN = [
     *STEERING,
 ]  # refuse nothing that they can make something of
 WITHOUT_INPUT = [("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/v1/models")]
+WITHOUT_INPUT += [("GET", "/v1/outages/stream")]
 VALID, INVALID = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
 TIMEOUT = "x-request-timeout-seconds"
 
@@ -96,7 +98,8 @@ def schema(
         steering = folder / "steering.json"
         steering.write_text('{"pathways": [{"id": "alpha"}, {"id": "beta"}]}')
         arguments = Arguments(dataset="small", home=folder, redis_url=store.url, media=folder, steering=steering)
-        with Server(arguments) as server:
+        with pytest.MonkeyPatch.context() as patch, Server(arguments) as server:
+            patch.setattr("serve.gateway.outages.STREAM_S", 0.01)
             yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     finally:
         store.kill()

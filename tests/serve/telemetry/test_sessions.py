@@ -222,7 +222,8 @@ def test_the_cdn_of_a_session_may_change() -> None:
     desk.hear([report(0, e="ps", sta="p", cdn="north"), report(5_000, e="t", cdn="south"), report(12_000, e="t")])
     desk.wait_until(20_000)
     places = [
-        {leaf[DIMENSIONS.index("cdn")] for leaf, row in window.counts.items() if row[2 * METRICS.index("stalls")]} for window in desk.windows
+        {leaf[DIMENSIONS.index("cdn")] for leaf, row in window.counts.items() if row[2 * METRICS.index("stalls")]}
+        for window in desk.windows
     ]
     assert places == [{"south"}, {"south"}]
 
