@@ -6,6 +6,7 @@ from deployments.commands import (
     anomaly,
     compilation,
     data,
+    demo,
     diagnosis,
     evaluation,
     home,
@@ -39,6 +40,7 @@ app.command("localise")(localise.localise)
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)
 app.add_typer(quality.app, name="quality")
+app.add_typer(demo.app, name="demo")
 app.command("load")(load.load)
 app.command("home")(home.home)
 

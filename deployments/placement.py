@@ -69,6 +69,8 @@ def complete(placement: str, bindings: Bindings) -> dict[str, Any]:
             next_step=f"Correct the file; {FOLDER / 'local.yaml'} is an example.",
         ) from error
     filled = {"home": str(bindings.home), "redis_url": bindings.redis_url, "dataset": bindings.dataset}
+    if arguments.get("steering"):
+        arguments["steering"] = str(path.parent.resolve() / str(arguments["steering"]))
     application["args"] = {**filled, **arguments}
     if host != network.LOOPBACK:  # the application asks for a token there, whatever its own arguments say
         application["args"]["listen_host"] = host

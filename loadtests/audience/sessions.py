@@ -33,7 +33,7 @@ from serve.errors import InvalidInput
 from serve.telemetry.reports import DIMENSIONS, Report
 
 Route = Callable[[Mapping[str, str], int], str]
-"""Asked with a session's context and the time, UTC ms; answers the name of the CDN to use."""
+"""Asked with a session's context, its viewer as `sid`, and the time, UTC ms; answers the name of the CDN to use."""
 
 EPOCH_MS: Final = 60_000
 STEERED_EPOCH_MS: Final = 10_000
@@ -174,7 +174,7 @@ class Audience:
             viewer = viewers[place]
             now_ms = max(float(viewer["route"]), float(from_ms))
             context = {name: self.world.names[at][viewer[name]] for at, name in enumerate(DIMENSIONS)}
-            answer = self._route(context, int(now_ms))
+            answer = self._route({**context, "sid": f"{int(viewer['viewer']):016x}"}, int(now_ms))
             if answer not in cdns:
                 raise InvalidInput(
                     field="route", got=answer, expected=f"one of {', '.join(cdns)}", next_step="Answer a CDN's name."

@@ -18,24 +18,14 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 
 SURFACE = {
     (): {
-        "up",
-        "down",
-        "status",
-        "doctor",
-        "data",
-        "train",
-        "eval",
-        "models",
-        "compile",
-        "localise",
-        "quality",
-        "load",
-        "home",
+        *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
+        *("demo", "load", "home"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality"},
     ("quality",): {"title"},
+    ("demo",): {"outage"},
 }
 
 OPTIONS = {
@@ -57,6 +47,7 @@ OPTIONS = {
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
     ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--json"},
     ("eval", "anomaly"): {"--nab", "--rivals", "--out", "--top", "--json"},
+    ("demo", "outage"): {"--viewers", "--warm-up", "--broken", "--url", "--json"},
     ("localise",): {"--at", "--history", "--top", "--metric", "--json"},
     ("eval", "localise"): {"--seed", "--cases", "--public", "--method", "--json"},
     ("eval", "outages"): {"--seed", "--days", "--peak", "--json"},
