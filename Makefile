@@ -6,9 +6,9 @@ RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help run test test-gpu lint format types imports check bench bench-quality clean
+.PHONY: help run test test-gpu lint format types imports check bench bench-quality bench-telemetry clean
 help:  ## show the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Playhead needs Python 3.11 or newer; none was found. Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -57,6 +57,9 @@ bench: $(RUNTIME)  ## no-op app, naive graph and Playhead, measured in one run
 
 bench-quality: $(RUNTIME)  ## frames a second of quality, by backend and size, in one run
 	$(BIN)/python -m deployments.bench_quality
+
+bench-telemetry: $(RUNTIME)  ## cost of a report by step on one core, and reports a second over HTTP
+	$(BIN)/python -m deployments.bench_telemetry $(ARGS)
 
 clean:  ## stop what runs, remove .venv, state and caches
 	@if [ -x $(BIN)/playhead ]; then $(BIN)/playhead down || true; fi

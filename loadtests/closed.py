@@ -29,7 +29,9 @@ from serve.errors import Unavailable
 RECEIVE_BYTES: Final = 262_144
 
 Request = tuple[str, str, str | None]
-"""Method, path and JSON body of one request."""
+"""Method, path and body of one request."""
+
+JSON_TYPE: Final = "application/json"
 
 Exchange = Sequence[Request]
 """Requests that one connection sends one after another, such as an event and the home page after it."""
@@ -86,22 +88,25 @@ class _Connection:
         self.socket.sendall(data)
 
 
-def render(request: Request, host: str) -> bytes:
+def render(request: Request, host: str, content_type: str = JSON_TYPE) -> bytes:
     """A request's bytes on the wire."""
     method, path, body = request
     head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\naccept: application/json\r\n"
     if body is None:
         return f"{head}\r\n".encode()
     payload = body.encode()
-    return f"{head}content-type: application/json\r\ncontent-length: {len(payload)}\r\n\r\n".encode() + payload
+    return f"{head}content-type: {content_type}\r\ncontent-length: {len(payload)}\r\n\r\n".encode() + payload
 
 
 class _Loop:
     """The loop of one measurement."""
 
-    def __init__(self, address: tuple[str, int], exchanges: Sequence[Exchange], timeout_s: float) -> None:
+    def __init__(
+        self, address: tuple[str, int], exchanges: Sequence[Exchange], timeout_s: float, content_type: str
+    ) -> None:
         host = f"{address[0]}:{address[1]}"
-        self.next_exchange = cycle([[render(request, host) for request in exchange] for exchange in exchanges])
+        rendered = [[render(request, host, content_type) for request in exchange] for exchange in exchanges]
+        self.next_exchange = cycle(rendered)
         self.address, self.timeout_s = address, timeout_s
         self.poll = select.epoll()
         self.connections: dict[int, _Connection] = {}
@@ -195,6 +200,7 @@ def drive(
     seconds: float,
     warmup_s: float = 1.0,
     timeout_s: float = 10.0,
+    content_type: str = JSON_TYPE,
 ) -> ClosedResult:
     """Measure in this process; `measure` does it in a process of its own.
 
@@ -205,9 +211,10 @@ def drive(
         seconds: measured window.
         warmup_s: the same load before it, not measured.
         timeout_s: an answer that takes longer is the error `timeout`.
+        content_type: of the bodies.
     """
     parts = urlsplit(base_url)
-    loop = _Loop((parts.hostname or "127.0.0.1", parts.port or 80), exchanges, timeout_s)
+    loop = _Loop((parts.hostname or "127.0.0.1", parts.port or 80), exchanges, timeout_s, content_type)
     try:
         loop.open(concurrency)
         loop.run(warmup_s)
@@ -227,7 +234,13 @@ def drive(
 
 
 def measure(
-    base_url: str, exchanges: Sequence[Exchange], *, concurrency: int, seconds: float, warmup_s: float = 1.0
+    base_url: str,
+    exchanges: Sequence[Exchange],
+    *,
+    concurrency: int,
+    seconds: float,
+    warmup_s: float = 1.0,
+    content_type: str = JSON_TYPE,
 ) -> ClosedResult:
     """`drive` in a process of its own.
 
@@ -235,7 +248,7 @@ def measure(
         Unavailable: the driver could not measure; its last line of output says why.
     """
     job: dict[str, Any] = {"base_url": base_url, "exchanges": exchanges, "concurrency": concurrency}
-    job |= {"seconds": seconds, "warmup_s": warmup_s}
+    job |= {"seconds": seconds, "warmup_s": warmup_s, "content_type": content_type}
     done = subprocess.run(
         [sys.executable, "-m", "loadtests.closed"],
         input=orjson.dumps(job),

@@ -28,6 +28,10 @@ FORMATS: Final[Mapping[str, str]] = {"d": "dash", "h": "hls", "s": "smooth", "o"
 MAX_KEYS: Final = 64
 """Keys of one report; those beyond are left out and named."""
 
+_STANDARD: Final = {"cdn": "cdn", "title": "cid", "protocol": "sf"}
+_SAID: Final = tuple((dimension, CUSTOM + dimension, _STANDARD.get(dimension)) for dimension in DIMENSIONS)
+"""Each dimension, the custom key and the standard's own key that say it."""
+
 Plain = int | float | str | bool | dict[str, int | float] | list[str]
 
 
@@ -107,23 +111,17 @@ def context_of(values: Mapping[str, Plain], given: Mapping[str, str]) -> dict[st
         given: of the request that it came with, such as an edge's parameters.
     """
     found: dict[str, str] = {}
-    for dimension in DIMENSIONS:
-        value = values.get(CUSTOM + dimension)
-        if not isinstance(value, str) or not value:
-            value = given.get(dimension) or _standard(dimension, values)
-        if isinstance(value, str) and value:
+    for dimension, custom, standard in _SAID:
+        value = values.get(custom)
+        if not value or not isinstance(value, str):
+            value = given.get(dimension)
+            if not value and standard:
+                value = values.get(standard)
+                if dimension == "protocol":
+                    value = FORMATS.get(str(value))
+        if value and isinstance(value, str):
             found[dimension] = value[:MAX_TEXT]
     return found
-
-
-def _standard(dimension: str, values: Mapping[str, Plain]) -> Plain | None:
-    if dimension == "cdn":
-        return values.get("cdn")
-    if dimension == "title":
-        return values.get("cid")
-    if dimension == "protocol":
-        return FORMATS.get(str(values.get("sf", "")))
-    return None
 
 
 def _plain(value: Value) -> Plain:

@@ -12,7 +12,11 @@ whenever it is read.
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, Self
+from itertools import chain
+from typing import Any, Final, Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.telemetry.reports import DIMENSIONS, Report
 
@@ -39,6 +43,9 @@ DEAD_MS: Final = 300_000
 LINGER_MS: Final = 60_000
 """A session that is over is known for so long, for what comes late or twice."""
 
+ONCE_MS: Final = 60_000
+"""A session's stalls, and its errors, count as bad once in so long: one session in trouble is one, not one a window."""
+
 MOST_GAP_MS: Final = 120_000
 """Of silence that still counts as the state before it."""
 
@@ -53,10 +60,10 @@ METRICS: Final = (
 start_failures: starts of which the player told the end; those that ended without a picture
 start_timeouts: starts that succeeded, or of which nothing was heard for START_TIMEOUT_MS; the latter
 slow_starts: starts that succeeded; those that took longer than SLOW_START_MS
-stalls: sessions that played or stalled in the window; those that stalled
-errors: sessions that were there in the window; those that told of an error that playback survived
-failures: started sessions that ended in the window; those that ended in an error
-low_bitrate: sessions that played in the window; those below LOW_BITRATE of what they are offered
+stalls: sessions that played or stalled in the window; those that stalled, once in ONCE_MS
+errors: sessions that were there in the window; those that told of an error that playback survived, once in ONCE_MS
+failures: started sessions that were there in the window; those that ended in an error
+low_bitrate: sessions that played, not low in the window before; those that fell below LOW_BITRATE of their offer
 silence: sessions that were due to report; those that did not, with no farewell
 """
 
@@ -70,6 +77,7 @@ _OVER: Final = frozenset("efq")
 _LIVELY: Final = frozenset("spd")
 _REPLAY_MS: Final = 1_000
 _COLUMN: Final = {metric: 2 * place for place, metric in enumerate(METRICS)}
+_ERRORS, _SILENCE, _STALLS, _LOW = (_COLUMN[name] for name in ("errors", "silence", "stalls", "low_bitrate"))
 ATTEMPTS: Final = 2 * len(METRICS)
 """Column of the number of sessions that began."""
 
@@ -104,6 +112,11 @@ class Window:
         row[column] += 1
         row[column + 1] += bad
 
+    def table(self) -> NDArray[np.int64]:
+        """The counts as an array (leaves, WIDTH), in the order of `counts`."""
+        numbers = np.fromiter(chain.from_iterable(self.counts.values()), np.int64, len(self.counts) * WIDTH)
+        return numbers.reshape(-1, WIDTH)
+
     def merge(self, other: Self) -> None:
         """Add what another window of the same time saw of other sessions."""
         for leaf, counts in other.counts.items():
@@ -122,20 +135,12 @@ class Window:
         return cls(dumped[0], {tuple(row[:width]): list(row[width:]) for row in dumped[1]})
 
 
-class Beat(NamedTuple):
-    """What a report says, as far as sessions are concerned; None where it does not say."""
-
-    ts: int
-    number: int
-    event: str
-    state: str
-    kbps: float | None
-    top_kbps: float | None
-    startup_ms: float | None
-    starved: bool
-    starting: bool
-    stalls: float | None
-    stall_ms: float | None
+Beat = tuple[
+    int, int, str, str, float | None, float | None, float | None, bool, bool, float | None, float | None
+]  # fmt: skip
+"""What a report says, as far as sessions are concerned; None where it does not say: ts, number, event, state, kbps,
+top_kbps, startup_ms, starved, starting, stalls, stall_ms. There are 32 a session, so it is a plain tuple: of those the
+garbage collector keeps no account."""
 
 
 class Fold:
@@ -171,54 +176,53 @@ class Fold:
 
     def apply(self, beat: Beat) -> None:
         """Take in the next beat."""
+        ts, _, event, told, _, _, _, _, starting, stalls, _ = beat
+        state = self.state
         if not self.first:
-            self.first = self.since = beat.ts
-        elapsed = beat.ts - self.since
-        if elapsed > 0:
-            elapsed = min(elapsed, MOST_GAP_MS)
-            if self.state == _PLAYING:
+            self.first = self.since = ts
+        elif ts > self.since:
+            elapsed = min(ts - self.since, MOST_GAP_MS)
+            if state == _PLAYING:
                 self.played_ms += elapsed
                 self.played_kbits += self.kbps * elapsed / 1000
-            elif self.state == _STALLED:
+            elif state == _STALLED:
                 self.stall_ms += elapsed
-        self.since = max(self.since, beat.ts)
+            self.since = ts
         self._hear_numbers(beat)
-        state = beat.state or self._implied(beat)
-        if state and state != self.state and self.state not in _OVER:
-            self._enter(state, beat)
+        entered = told or ("" if event else self._implied(starting=starting))
+        if entered and entered != state and state not in _OVER:
+            self._enter(entered, ts, counts_stalls=stalls is not None)
 
     def _hear_numbers(self, beat: Beat) -> None:
-        if beat.kbps:
-            if self.kbps and beat.kbps != self.kbps:
-                self.switches += 1
-            self.kbps = beat.kbps
-        if beat.top_kbps:
-            self.top_kbps = max(self.top_kbps, beat.top_kbps)
-        if beat.startup_ms and not self.startup_ms:
-            self.startup_ms = beat.startup_ms
-        if beat.event == "e":
+        _, _, event, told, kbps, top_kbps, startup_ms, starved, _, stalls, stall_ms = beat
+        if kbps and kbps != self.kbps:
+            self.switches += bool(self.kbps)
+            self.kbps = kbps
+        if top_kbps and top_kbps > self.top_kbps:
+            self.top_kbps = top_kbps
+        if startup_ms and not self.startup_ms:
+            self.startup_ms = startup_ms
+        if event == "e":
             self.errors += 1
-        if beat.stalls is not None:
-            self.stalls = max(self.stalls, beat.stalls)
-        elif beat.starved and _STALLED not in {beat.state, self.state}:
+        if stalls is not None:
+            self.stalls = max(self.stalls, stalls)
+        elif starved and _STALLED not in {told, self.state}:
             self.stalls += 1
-        if beat.stall_ms is not None:
-            self.stall_ms = max(self.stall_ms, beat.stall_ms)
+        if stall_ms is not None:
+            self.stall_ms = max(self.stall_ms, stall_ms)
 
-    def _implied(self, beat: Beat) -> str:
+    def _implied(self, *, starting: bool) -> str:
         """The state of a player that says none (version 1): its requests for start-up, then for playback."""
-        if beat.event:
-            return ""
         if self.state in {"", _STARTING}:
-            return _STARTING if beat.starting or not self.state else _PLAYING
+            return _STARTING if starting or not self.state else _PLAYING
         return ""
 
-    def _enter(self, state: str, beat: Beat) -> None:
+    def _enter(self, state: str, ts: int, *, counts_stalls: bool) -> None:
         if state == _PLAYING and not self.started:
-            self.started = beat.ts
+            self.started = ts
             if not self.startup_ms:
-                self.startup_ms = float(max(beat.ts - self.first, 1))
-        elif state == _STALLED and self.started and beat.stalls is None:
+                self.startup_ms = float(max(ts - self.first, 1))
+        elif state == _STALLED and self.started and not counts_stalls:
             self.stalls += 1
         elif state == "f":
             self.failed = True
@@ -270,8 +274,8 @@ class Session:
     """One session as it is known; see the module for what is what."""
 
     __slots__ = (
-        "began", "ended", "erred", "fold", "heard", "interval", "leaf", "lost", "name", "offset", "outcome", "recent",
-        "settled", "stalled", "told_quiet",
+        "began", "ended", "erred", "erred_told", "fold", "heard", "interval", "leaf", "lost", "low", "name", "offset",
+        "outcome", "recent", "settled", "stalled", "stalled_told", "told_quiet",
     )  # fmt: skip
 
     def __init__(self, name: str, now: int) -> None:
@@ -289,6 +293,9 @@ class Session:
         self.erred = False  # in this window
         self.told_quiet = False
         self.ended = False  # and counted
+        self.low = False  # in the window before
+        self.stalled_told = 0  # when it was counted last
+        self.erred_told = 0
         self.lost = 0
 
     @property
@@ -299,9 +306,12 @@ class Session:
     def place(self, beat: Beat) -> bool:
         """Put a beat into its place; whether it is new."""
         recent = self.recent
-        if beat in recent:
+        if not recent or beat[0] > recent[-1][0]:  # as nearly all do: so it's new, too
+            recent.append(beat)
+            self.fold.apply(beat)
+        elif beat in recent:
             return False
-        if not recent or beat[:2] >= recent[-1][:2]:
+        elif beat[:2] >= recent[-1][:2]:
             recent.append(beat)
             self.fold.apply(beat)
         elif len(recent) < _RECENT or beat[:2] > recent[0][:2]:
@@ -336,7 +346,7 @@ class Session:
         return [
             self.name, list(self.leaf), self.began, self.heard, self.interval, self.offset, _dump(self.settled),
             _dump(self.fold), [list(beat) for beat in self.recent], self.outcome, self.stalled, self.erred,
-            self.told_quiet, self.ended, self.lost,
+            self.told_quiet, self.ended, self.lost, self.low, self.stalled_told, self.erred_told,
         ]  # fmt: skip
 
     @classmethod
@@ -346,9 +356,10 @@ class Session:
         session.leaf = tuple(dumped[1])
         session.heard, session.interval, session.offset = dumped[3:6]
         session.settled, session.fold = _load(dumped[6]), _load(dumped[7])
-        session.recent = [Beat(*beat) for beat in dumped[8]]
+        session.recent = [cast("Beat", tuple(beat)) for beat in dumped[8]]
         (
             session.outcome, session.stalled, session.erred, session.told_quiet, session.ended, session.lost,
+            session.low, session.stalled_told, session.erred_told,
         ) = dumped[9:]  # fmt: skip
         return session
 
@@ -418,7 +429,8 @@ class Sessions:
         known = self._known.pop(report.session, None)
         session = known or self._begin(report.session, now)
         beat = self._beat(session, report)
-        if session.over and beat.state in _LIVELY and beat.ts > session.fold.since + _REPLAY_MS:
+        ts, _, _, state, _, _, _, starved, _, _, _ = beat
+        if session.over and state in _LIVELY and ts > session.fold.since + _REPLAY_MS:
             self._forget(session)  # the same id plays again
             known, session = None, self._begin(report.session, now)
         self._known[report.session] = session  # the longest silent comes first
@@ -436,7 +448,7 @@ class Sessions:
         fold = session.fold
         if fold.errors > errors and not fold.failed:
             session.erred = True
-        if (beat.state == _STALLED or beat.starved) and fold.started:
+        if (state == _STALLED or starved) and fold.started:
             session.stalled = True
         if not session.outcome:
             self._settle_start(session, now)
@@ -444,7 +456,8 @@ class Sessions:
             session.ended = True
             if fold.started:
                 self._window.add(session.leaf, "failures", bad=fold.failed)
-                self._window.add(session.leaf, "stalls", bad=session.stalled)
+                told = session.stalled and self._window.start_ms - session.stalled_told >= ONCE_MS
+                self._window.add(session.leaf, "stalls", bad=told)
 
     def _begin(self, name: str, now: int) -> Session:
         if len(self._known) >= self._most:
@@ -455,20 +468,20 @@ class Sessions:
     def _beat(self, session: Session, report: Report) -> Beat:
         """What a report says, at the time that it happened by the player's clock."""
         values = report.values
-        told = report.number("ts")
+        told = _number(values, "ts")
         if told:
             ts = int(told)
             ahead = report.received_ms - ts
-            session.offset = ahead if session.offset is None else min(session.offset, ahead)
+            if session.offset is None or ahead < session.offset:
+                session.offset = ahead
         else:
             ts = report.received_ms - (session.offset or 0)
-        number = values.get("sn")
-        state = values.get("sta")
-        top_kbps = report.number("tb") or report.number("tpb")
-        return Beat(
-            ts, number if isinstance(number, int) else -1, report.event, state if isinstance(state, str) else "",
-            report.number("br"), top_kbps, report.number("msd"), values.get("bs") is True, values.get("su") is True,
-            report.number("bsa"), report.number("bsda"),
+        number, event, state = values.get("sn"), values.get("e"), values.get("sta")
+        return (
+            ts, number if isinstance(number, int) else -1, event if isinstance(event, str) else "",
+            state if isinstance(state, str) else "", _number(values, "br"),
+            _number(values, "tb") or _number(values, "tpb"), _number(values, "msd"), values.get("bs") is True,
+            values.get("su") is True, _number(values, "bsa"), _number(values, "bsda"),
         )  # fmt: skip
 
     def _hear(self, session: Session, report: Report, now: int) -> None:
@@ -477,8 +490,9 @@ class Sessions:
             session.interval = min(max(gap, 5_000), 120_000)
         session.heard = max(session.heard, now)
         session.told_quiet = False
-        context = report.context
-        session.leaf = tuple([context.get(name) or value for name, value in zip(DIMENSIONS, session.leaf, strict=True)])
+        leaf = tuple(map(report.context.get, DIMENSIONS))
+        if leaf != session.leaf:
+            session.leaf = tuple([new or old for new, old in zip(leaf, session.leaf, strict=True)])
 
     def _settle_start(self, session: Session, now: int) -> None:
         fold = session.fold
@@ -502,11 +516,12 @@ class Sessions:
         dead = []
         for session in self._known.values():
             fold = session.fold
+            over = fold.state in _OVER
             silent = end - session.heard
-            if silent > (LINGER_MS if session.over else DEAD_MS):
+            if silent > (LINGER_MS if over else DEAD_MS):
                 dead.append(session)
                 continue
-            if session.over:
+            if over:
                 continue
             if not session.outcome and end - session.began > START_TIMEOUT_MS:
                 session.outcome = "failed"
@@ -527,13 +542,31 @@ class Sessions:
 
     def _count(self, session: Session, window: Window) -> None:
         """What a session that is there was in the window."""
-        fold, leaf = session.fold, session.leaf
-        window.add(leaf, "errors", bad=session.erred)
-        window.add(leaf, "silence", bad=False)
+        fold, leaf, start = session.fold, session.leaf, window.start_ms
+        erred = session.erred and start - session.erred_told >= ONCE_MS
+        row = window.row(leaf)
+        row[_ERRORS] += 1
+        row[_ERRORS + 1] += erred
+        row[_SILENCE] += 1
+        if fold.started:
+            window.add(leaf, "failures", bad=False)
         if fold.started and fold.state in {_PLAYING, _STALLED}:
-            window.add(leaf, "stalls", bad=session.stalled or fold.state == _STALLED)
+            stalled = (session.stalled or fold.state == _STALLED) and start - session.stalled_told >= ONCE_MS
+            row[_STALLS] += 1
+            row[_STALLS + 1] += stalled
+            if stalled:
+                session.stalled_told = start
+                self.touched.add(session.name)
             if fold.state == _PLAYING and fold.top_kbps and fold.kbps:
-                window.add(leaf, "low_bitrate", bad=fold.kbps < LOW_BITRATE * fold.top_kbps)
+                low = fold.kbps < LOW_BITRATE * fold.top_kbps
+                if not session.low:
+                    row[_LOW] += 1
+                    row[_LOW + 1] += low
+                if low != session.low:
+                    session.low = low
+                    self.touched.add(session.name)
+        if erred:
+            session.erred_told = start
         if session.stalled or session.erred:
             session.stalled = session.erred = False
             self.touched.add(session.name)
@@ -575,6 +608,16 @@ class Sessions:
         found = sorted((Session.load(one) for one in sessions), key=lambda session: session.heard)
         loaded._known = {session.name: session for session in found}
         return loaded
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    """Report.number of video, without the report: seven a report."""
+    value = values.get(key)
+    if value is None:
+        return None
+    if type(value) is dict:
+        value = value["v"] if "v" in value else next(iter(value.values()), None)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _order(beat: Beat) -> tuple[int, int]:

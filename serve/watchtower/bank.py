@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.errors import InvalidInput
 from serve.watchtower.likelihoods import beta_binomial_tail
-from serve.watchtower.rates import ANOMALOUS_CAP, CAP, SPANS, SPREAD_SPANS, TRIED_SPANS, combined
+from serve.watchtower.rates import ANOMALOUS_CAP, CAP, LEAST_SIZE, SPANS, SPREAD_SPANS, TRIED_SPANS, combined
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -106,7 +106,7 @@ class RatioBank:
 
     def _spread(self, rows: Ints) -> Floats:
         excess, size = self._at["spread_excess"][rows], self._at["spread_size"][rows]
-        return np.where(size > 0.0, np.maximum(excess / np.where(size > 0.0, size, 1.0), 0.0), 0.0)
+        return np.maximum(excess / (size + LEAST_SIZE), 0.0)
 
     def _judge(self, rows: Ints, sums: Floats, complete: NDArray[np.bool_]) -> Floats:
         at = self._at

@@ -18,7 +18,18 @@ from river.base import AnomalyDetector
 
 from serve.errors import InvalidInput
 from serve.watchtower.likelihoods import beta_binomial_tail, negative_binomial_tail
-from serve.watchtower.rates import DIRECTIONS, SPANS, TRIED_SPANS, Recent, Shift, Spread, combined, sided, spreads
+from serve.watchtower.rates import (
+    DIRECTIONS,
+    LEAST_SIZE,
+    SPANS,
+    TRIED_SPANS,
+    Recent,
+    Shift,
+    Spread,
+    combined,
+    sided,
+    spreads,
+)
 from serve.watchtower.seasonality import BIN_S, TRIES, Profile, Skill
 from serve.watchtower.series import seconds
 from serve.watchtower.state import checked, stamped
@@ -67,7 +78,7 @@ class RatioDetector(AnomalyDetector):
         self._past = (0.0, 0.0)
         self._recent = Recent(2)
         self._shift = Shift(2, adopt_after)
-        self._spreads = spreads(half_life)
+        self._spreads = spreads(half_life, LEAST_SIZE)
         self._asked: tuple[int, tuple[float, float], float] | None = None  # the windows learned, a row, its probability
 
     @property

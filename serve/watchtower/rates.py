@@ -16,6 +16,8 @@ ANOMALOUS_CAP: Final = 4.0
 """The same for windows that are called anomalous: learned so slowly that an outage isn't taken for noise at once."""
 SPREAD_SPANS: Final = 30
 """Of a span's spread: memory in its own lengths."""
+LEAST_SIZE: Final = 3.0
+"""Added to the mean size of sums in a ratio's spread: windows of one or two trials can't tell how they vary."""
 TRIED_SPANS: Final = 4
 """Lengths of a span that must have been seen before it is judged."""
 AGREES: Final = (1.0, 1.0, 0.5, 0.05)
@@ -30,10 +32,12 @@ class Spread:
 
     Args:
         memory: how many sums count.
+        least_size: added to the mean size, above 0 where small sums tell nothing.
     """
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, memory: int, least_size: float = 0.0) -> None:
         self.memory = memory
+        self.least_size = least_size
         self.count = 0
         self._excess = 0.0
         self._size = 0.0
@@ -41,7 +45,8 @@ class Spread:
     @property
     def value(self) -> float:
         """At least 0; 0 where there is no more spread than chance, and before the first sum."""
-        return max(self._excess / self._size, 0.0) if self._size > 0.0 else 0.0
+        size = self._size + self.least_size
+        return max(self._excess / size, 0.0) if size > 0.0 else 0.0
 
     def learn(self, squared_residual: float, size: float, *, anomalous: bool, trusted: bool) -> None:
         """Take one sum in.
@@ -62,19 +67,22 @@ class Spread:
 
     def state(self) -> dict[str, Any]:
         """What `from_state` needs: JSON-able."""
-        return {"memory": self.memory, "count": self.count, "excess": self._excess, "size": self._size}
+        return {
+            "memory": self.memory, "least_size": self.least_size, "count": self.count, "excess": self._excess,
+            "size": self._size,
+        }  # fmt: skip
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Spread":
         """The spread that wrote this state."""
-        spread = cls(state["memory"])
+        spread = cls(state["memory"], state["least_size"])
         spread.count, spread._excess, spread._size = state["count"], state["excess"], state["size"]
         return spread
 
 
-def spreads(half_life: int) -> list[Spread]:
+def spreads(half_life: int, least_size: float = 0.0) -> list[Spread]:
     """One spread for each of SPANS."""
-    return [Spread(max(half_life, SPREAD_SPANS * span)) for span in SPANS]
+    return [Spread(max(half_life, SPREAD_SPANS * span), least_size) for span in SPANS]
 
 
 class Recent:

@@ -7,16 +7,17 @@ are found by localisation once an alarm is raised: an alarm need only be near. S
 import base64
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csc_array
 
 from serve.telemetry.reports import DIMENSIONS
-from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WIDTH, WINDOW_MS, Leaf, Window
+from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WINDOW_MS, Leaf, Window
 from serve.watchtower.bank import RatioBank
 from serve.watchtower.counts import CountDetector
 from serve.watchtower.likelihoods import negative_binomial_tail
@@ -42,7 +43,7 @@ LASTING: Final = 5.0
 """Evidence that is an alarm when the window before had it too."""
 
 LEAST_BAD: Final = 4
-"""Bad ones in excess of what is usual, over a minute, below which nothing is an alarm."""
+"""Bad ones in excess of what is usual, over the span that has most of them, below which nothing is an alarm."""
 
 MOST_SLICES: Final = 20_000
 _KEEP_WINDOWS: Final = 2 * 86_400_000 // WINDOW_MS
@@ -67,6 +68,9 @@ _GROUPS: Final[tuple[tuple[int, ...], ...]] = (
 )
 _SESSIONS: Final = 2 * METRICS.index("silence")
 """Column of the sessions that are there."""
+_KEEP_LEAVES: Final = 4
+_LEAST_LEAVES: Final = 10_000
+"""Leaves are remembered until there are so many more than in a window."""
 _KIND: Final = "slices"
 _VERSION: Final = 1
 
@@ -100,37 +104,69 @@ def slice_of(pairs: Iterable[Sequence[str]]) -> Slice:
     return tuple((dimension, named[dimension]) for dimension in DIMENSIONS if dimension in named)
 
 
-def sums_of(window: Window) -> Iterator[tuple[Slice, NDArray[np.int64]]]:
-    """Counts of every slice that a window says something of, the whole first (M,)."""
-    leaves = list(window.counts)
-    counts = np.array([window.counts[leaf] for leaf in leaves], np.int64).reshape(len(leaves), WIDTH)
-    codes, values = _coded(leaves)
-    for group in _GROUPS:
+class _SliceIndex:
+    """Which slices each leaf is in, as numbers that are worked out once for a leaf.
+
+    Number 0 is no slice: it gathers what is unknown or another shard's. Number 1 is the whole.
+
+    Args:
+        is_ours: whether a slice is to be counted.
+
+    Attributes:
+        slices: by number.
+    """
+
+    def __init__(self, is_ours: Callable[[Slice], bool]) -> None:
+        self._is_ours = is_ours
+        self._clear()
+
+    def _clear(self) -> None:
+        self.slices: list[Slice] = [(("", ""),), ()]
+        self._leaves: dict[Leaf, int] = {}
+        self._ids = np.zeros((1024, len(_GROUPS)), np.int32)  # (leaves, groups)
+        self._known: list[dict[Any, int]] = [{} for _ in _GROUPS]  # value, or values -> number
+
+    def sums(self, window: Window) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Counts of every slice (S, WIDTH), and whether the window says anything of it (S,); both by number."""
+        if len(self._leaves) > _KEEP_LEAVES * len(window.counts) + _LEAST_LEAVES:
+            self._clear()  # of leaves that are no more; those that are take some microseconds each
+        places = [self._leaves.get(leaf, -1) for leaf in window.counts]
+        if -1 in places:
+            places = [
+                place if place >= 0 else self._learn(leaf) for place, leaf in zip(places, window.counts, strict=True)
+            ]
+        leaves, groups = len(places), len(_GROUPS)
+        ids = self._ids[places] if places else np.zeros((0, groups), np.int32)  # (L, G)
+        counts = window.table()
+        ends = np.arange(0, leaves * groups + 1, groups, dtype=np.int32)
+        member = csc_array(
+            (np.ones(leaves * groups, np.int64), ids.reshape(-1), ends), shape=(len(self.slices), leaves), copy=False
+        )
+        seen = np.zeros(len(self.slices), np.bool_)
+        seen[ids] = True
+        seen[0], seen[1] = False, self._is_ours(())
+        return np.asarray(member @ counts, np.int64), seen
+
+    def _learn(self, leaf: Leaf) -> int:
+        place = self._leaves[leaf] = len(self._leaves)
+        if place == len(self._ids):
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+        self._ids[place] = [self._number(group, known, leaf) for group, known in zip(_GROUPS, self._known, strict=True)]
+        return place
+
+    def _number(self, group: tuple[int, ...], known: dict[Any, int], leaf: Leaf) -> int:
         if not group:
-            yield (), counts.sum(axis=0)
-            continue
-        known = np.ones(len(leaves), bool)
-        key = np.zeros(len(leaves), np.int64)
-        for place in group:
-            known &= codes[:, place] > 0
-            key = key * (len(values[place]) + 1) + codes[:, place]
-        found, first, ids = np.unique(key[known], return_index=True, return_inverse=True)
-        added = np.zeros((len(found), counts.shape[1]), np.int64)
-        np.add.at(added, ids, counts[known])
-        for row, place_of_leaf in enumerate(np.flatnonzero(known)[first].tolist()):
-            leaf = leaves[place_of_leaf]
-            yield tuple((DIMENSIONS[place], leaf[place]) for place in group), added[row]
-
-
-def _coded(leaves: list[Leaf]) -> tuple[NDArray[np.int64], list[dict[str, int]]]:
-    """Leaves as numbers (L, D), 0 where a value is unknown, and the values of each dimension."""
-    codes = np.zeros((len(leaves), len(DIMENSIONS)), np.int64)
-    values: list[dict[str, int]] = []
-    for place in range(len(DIMENSIONS)):
-        known: dict[str, int] = {"": 0}
-        codes[:, place] = [known.setdefault(leaf[place], len(known)) for leaf in leaves]
-        values.append(known)
-    return codes, values
+            return 1
+        values = tuple([leaf[place] for place in group])
+        number = known.get(values)
+        if number is None:
+            slice_ = tuple((DIMENSIONS[place], leaf[place]) for place in group)
+            number = 0
+            if all(values) and self._is_ours(slice_):
+                number = len(self.slices)
+                self.slices.append(slice_)
+            known[values] = number
+        return number
 
 
 class SliceWatch:
@@ -146,10 +182,11 @@ class SliceWatch:
         self._shard = shard
         self._shards = shards
         self._most = most
+        self._index = _SliceIndex(self._is_ours)
         self._rows: dict[Slice, int] = {}
-        self._seen: dict[Slice, int] = {}
+        self._seen = np.zeros(64, np.int64)  # by row: the latest window that said anything
         self._free: list[int] = []
-        self._bank = RatioBank(half_life=1080, warm_up=60, adopt_after=2160)
+        self._bank = RatioBank(half_life=1080, warm_up=45, adopt_after=2160, alarm=5e-3)
         self._before: dict[tuple[Slice, str], float] = {}
         self._starts: dict[Slice, CountDetector] = {}
         self._began: dict[Slice, int] = {}
@@ -167,11 +204,14 @@ class SliceWatch:
     def see(self, window: Window) -> list[Alarm]:
         """Judge a window, then learn it. Windows come in order, those that nothing was seen in too."""
         self._windows += 1
-        sums = {slice_: row for slice_, row in sums_of(window) if self._is_ours(slice_)}
-        for slice_ in sums:
-            self._meet(slice_)
+        slices, rows, counts = self._sums_of(window)
         at = window.start_ms
-        alarms = [*self._judge_shares(at, sums), *self._judge_starts(at, sums), *self._judge_reports(at, sums)]
+        single = {slice_: row for slice_, row in zip(slices, counts, strict=True) if len(slice_) <= 1}
+        alarms = [
+            *self._judge_shares(at, slices, rows, counts.astype(np.float64)),
+            *self._judge_starts(at, single),
+            *self._judge_reports(at, single),
+        ]
         if self._windows % 360 == 0:
             self._forget_old()
         return sorted(alarms, key=lambda alarm: -alarm.evidence)
@@ -179,23 +219,43 @@ class SliceWatch:
     def _is_ours(self, slice_: Slice) -> bool:
         return self._shards == 1 or zlib.crc32(repr(slice_).encode()) % self._shards == self._shard
 
-    def _meet(self, slice_: Slice) -> None:
-        if slice_ not in self._rows:
-            if len(self._rows) >= self._most:
-                return
-            row = self._free.pop() if self._free else len(self._rows)
-            self._rows[slice_] = row
-            self._bank.grow((row + 1) * len(METRICS))
-        self._seen[slice_] = self._windows
+    def _sums_of(self, window: Window) -> tuple[list[Slice], NDArray[np.int64], NDArray[np.int64]]:
+        """Slices that the window says something of, their rows (S,) and counts (S, WIDTH); in the order of rows.
 
-    def _judge_shares(self, window_ms: int, sums: Mapping[Slice, NDArray[np.int64]]) -> Iterator[Alarm]:
-        ours = [slice_ for slice_ in sums if slice_ in self._rows]
+        That order is the same after a checkpoint, whatever the numbers of slices in the index are.
+        """
+        sums, seen = self._index.sums(window)
+        numbers = np.flatnonzero(seen)
+        named = self._index.slices
+        slices = [named[number] for number in numbers.tolist()]
+        found = [self._rows.get(slice_, -1) for slice_ in slices]
+        if -1 in found:
+            for slice_ in sorted(slice_ for slice_, row in zip(slices, found, strict=True) if row < 0):
+                self._meet(slice_)
+            found = [self._rows.get(slice_, -1) for slice_ in slices]
+        rows = np.array(found, np.int64)
+        order = np.argsort(rows)[int((rows < 0).sum()) :]
+        rows = rows[order]
+        self._seen[rows] = self._windows
+        return [slices[place] for place in order.tolist()], rows, sums[numbers[order]]
+
+    def _meet(self, slice_: Slice) -> None:
+        """Give a slice a row, if there is one left."""
+        if len(self._rows) >= self._most:
+            return
+        row = self._free.pop() if self._free else len(self._rows)
+        self._rows[slice_] = row
+        self._bank.grow((row + 1) * len(METRICS))
+        if row >= len(self._seen):
+            self._seen = np.concatenate([self._seen, np.zeros_like(self._seen)])
+
+    def _judge_shares(
+        self, window_ms: int, ours: list[Slice], first: NDArray[np.int64], counts: NDArray[np.float64]
+    ) -> Iterator[Alarm]:
         if not ours:
             return
-        counts = np.stack([sums[slice_] for slice_ in ours]).astype(np.float64)
-        first = np.array([self._rows[slice_] for slice_ in ours], np.int64) * len(METRICS)
         before, self._before = self._before, {}
-        rows = (first[:, None] + np.arange(len(METRICS))).reshape(-1)
+        rows = (first[:, None] * len(METRICS) + np.arange(len(METRICS))).reshape(-1)
         total, bad = counts[:, 0:ATTEMPTS:2].reshape(-1), counts[:, 1:ATTEMPTS:2].reshape(-1)
         there = np.flatnonzero(total > 0)
         usual = self._bank.shares(rows[there])
@@ -220,14 +280,14 @@ class SliceWatch:
         return bad > usual * total + 0.5 * math.sqrt(usual * total) + 0.5
 
     def _excess(self, row: int, bad: float, total: float, usual: float) -> float:
-        """Bad ones beyond what is usual, over the latest minute at most."""
-        recent_bad, recent_total = self._bank.recent(row, 2)
-        return max(bad - usual * total, recent_bad - usual * recent_total)
+        """Bad ones beyond what is usual, over the span that has most of them."""
+        spans = [(bad, total), *(self._bank.recent(row, span) for span in (1, 2, 3))]
+        return max(some_bad - usual * some for some_bad, some in spans)
 
     def _judge_starts(self, window_ms: int, sums: Mapping[Slice, NDArray[np.int64]]) -> Iterator[Alarm]:
         """Sessions that should have begun: by the whole and single values, whose numbers are large enough to miss."""
         for slice_, row in sums.items():
-            if slice_ in self._rows and len(slice_) <= 1 and not (slice_ and slice_[0][0] == "title"):
+            if not (slice_ and slice_[0][0] == "title"):
                 self._began[slice_] = self._began.get(slice_, 0) + int(row[ATTEMPTS])
         if self._windows % STARTS_EVERY:
             return
@@ -249,8 +309,6 @@ class SliceWatch:
     def _judge_reports(self, window_ms: int, sums: Mapping[Slice, NDArray[np.int64]]) -> Iterator[Alarm]:
         """Reports that do not come although their sessions are there."""
         for slice_, row in sums.items():
-            if len(slice_) > 1 or slice_ not in self._rows:
-                continue
             reports, sessions = float(row[REPORTS]), float(row[_SESSIONS])
             known = self._reports.setdefault(slice_, [0.0, 0.0, 0.0])
             expected = sessions * (known[0] / known[1]) if known[1] else 0.0
@@ -267,12 +325,11 @@ class SliceWatch:
             known[:] = [known[0] * _GAP_KEEP + reports, known[1] * _GAP_KEEP + sessions, 0.0]
 
     def _forget_old(self) -> None:
-        for slice_, seen in list(self._seen.items()):
-            if self._windows - seen > _KEEP_WINDOWS:
-                row = self._rows.pop(slice_)
+        for slice_, row in list(self._rows.items()):
+            if self._windows - self._seen[row] > _KEEP_WINDOWS:
+                self._rows.pop(slice_)
                 self._bank.reset(np.arange(row * len(METRICS), (row + 1) * len(METRICS)))
                 self._free.append(row)
-                self._seen.pop(slice_)
                 self._starts.pop(slice_, None)
                 self._began.pop(slice_, None)
                 self._reports.pop(slice_, None)
@@ -281,7 +338,7 @@ class SliceWatch:
         """A checkpoint: JSON-able, versioned."""
         return stamped(_KIND, _VERSION, {
             "shard": self._shard, "shards": self._shards, "most": self._most, "windows": self._windows,
-            "slices": [[slice_, row, self._seen[slice_]] for slice_, row in self._rows.items()],
+            "slices": [[slice_, row, int(self._seen[row])] for slice_, row in self._rows.items()],
             "free": self._free, "bank": base64.b85encode(self._bank.dump()).decode(),
             "before": [[*key, evidence] for key, evidence in self._before.items()],
             "starts": [[slice_, detector.state()] for slice_, detector in self._starts.items()],
@@ -299,9 +356,10 @@ class SliceWatch:
         state = checked(state, _KIND, _VERSION)
         watch = cls(state["shard"], state["shards"], state["most"])
         watch._windows, watch._free = state["windows"], list(state["free"])
-        for pairs, row, seen in state["slices"]:
-            slice_ = slice_of(pairs)
-            watch._rows[slice_], watch._seen[slice_] = row, seen
+        watch._rows = {slice_of(pairs): row for pairs, row, _ in state["slices"]}
+        watch._seen = np.zeros(1 + max([63, *watch._rows.values()]), np.int64)
+        for _, row, seen in state["slices"]:
+            watch._seen[row] = seen
         watch._bank = RatioBank.load(base64.b85decode(state["bank"]))
         watch._before = {(slice_of(pairs), metric): evidence for pairs, metric, evidence in state["before"]}
         watch._starts = {slice_of(pairs): CountDetector.from_state(one) for pairs, one in state["starts"]}

@@ -34,11 +34,12 @@ SPANS: Final = (2, 6, 18, 36)
 """Windows that a new outage's beginning is looked for in, shortest first."""
 
 CONFIRMED_AFTER: Final = 2
-"""Alarmed windows among the latest three."""
+"""Alarmed windows among the latest CONFIRMED_WITHIN: where few watch, trouble does not show in each window."""
+CONFIRMED_WITHIN: Final = 12
 RECOVERING_AFTER: Final = 6
 CLOSED_AFTER: Final = 30
 """Windows as usual in a row."""
-SUSPICION_ENDS: Final = 6
+SUSPICION_ENDS: Final = 18
 """Windows as usual after which an outage that was never confirmed is dropped."""
 
 LEAST_LIFT: Final = 1.5
@@ -51,6 +52,9 @@ _MOST_LOCALISED: Final = 4
 """Metrics that are localised in one window."""
 _EFFECT_WINDOWS: Final = 6
 _CALM_WINDOWS: Final = 3
+_CALM_WINDOWS_OF_FEW: Final = 12
+_FEW: Final = 2.0
+"""Bad ones a window at an outage's worst, below which more windows are looked at before all is well."""
 _SURE_AFTER: Final = 4
 _AGAIN_EVERY: Final = 12
 """An outage of so many windows is searched again only so often."""
@@ -87,6 +91,7 @@ class _Case:
     alarmed: list[int] = field(default_factory=list)  # windows, latest last
     calm: int = 0
     hurt: float = 0.0
+    pace: float = 0.0  # bad ones a window, at the worst
 
 
 class OutageTracker:
@@ -95,6 +100,8 @@ class OutageTracker:
     def __init__(self) -> None:
         self._leaves: dict[Leaf, int] = {}
         self._names: list[Leaf] = []
+        self._values: list[dict[str, int]] = [{} for _ in DIMENSIONS]
+        self._codes = np.zeros((1024, len(DIMENSIONS)), np.int64)  # of names, by the values' places in _values
         self._fine: deque[_Block] = deque()
         self._coarse: deque[_Block] = deque()
         self._filling: list[_Block] = []
@@ -135,13 +142,11 @@ class OutageTracker:
 
     def _keep(self, window: Window) -> None:
         """Keep a window's leaves; what leaves the fine ones goes into blocks."""
-        for leaf in window.counts:
-            if leaf not in self._leaves:
-                self._leaves[leaf] = len(self._names)
-                self._names.append(leaf)
-        leaves = np.array([self._leaves[leaf] for leaf in window.counts], np.int64)
-        counts = np.array(list(window.counts.values()), np.int64).reshape(len(leaves), WIDTH)
-        self._fine.append(_Block(window.start_ms, 1, leaves, counts))
+        numbers = [self._leaves.get(leaf, -1) for leaf in window.counts]
+        if -1 in numbers:
+            self._learn(leaf for leaf, number in zip(window.counts, numbers, strict=True) if number < 0)
+            numbers = [self._leaves[leaf] for leaf in window.counts]
+        self._fine.append(_Block(window.start_ms, 1, np.array(numbers, np.int64), window.table()))
         if len(self._fine) > FINE:
             self._filling.append(self._fine.popleft())
             if len(self._filling) == BLOCK:
@@ -151,6 +156,25 @@ class OutageTracker:
                     self._coarse.popleft()
                     self._forget_leaves()
 
+    def _learn(self, leaves: Iterable[Leaf]) -> None:
+        """Number leaves that are new."""
+        for leaf in leaves:
+            number = self._leaves[leaf] = len(self._names)
+            self._names.append(leaf)
+            if number == len(self._codes):
+                self._codes = np.concatenate([self._codes, np.zeros_like(self._codes)])
+            self._codes[number] = [
+                known.setdefault(value, len(known)) for known, value in zip(self._values, leaf, strict=True)
+            ]
+
+    def _members(self, slice_: Slice) -> NDArray[np.bool_]:
+        """Which leaves are in a slice, by number."""
+        inside = np.ones(len(self._names), np.bool_)
+        for dimension, value in slice_:
+            place = _PLACE[dimension]
+            inside &= self._codes[: len(inside), place] == self._values[place].get(value, -1)
+        return inside
+
     def _forget_leaves(self) -> None:
         """Renumber the leaves that are still in use."""
         blocks = [*self._coarse, *self._filling, *self._fine]
@@ -159,8 +183,9 @@ class OutageTracker:
             return
         for block in blocks:
             block.leaves = np.searchsorted(used, block.leaves)
-        self._names = [self._names[number] for number in used.tolist()]
-        self._leaves = {leaf: number for number, leaf in enumerate(self._names)}
+        kept = [self._names[number] for number in used.tolist()]
+        self._leaves, self._names, self._values = {}, [], [{} for _ in DIMENSIONS]
+        self._learn(kept)
 
     def _hear_gaps(self, window_ms: int, alarms: Sequence[Alarm]) -> None:
         for alarm in alarms:
@@ -191,14 +216,12 @@ class OutageTracker:
         there = np.flatnonzero(sums[0] + sums[2] > 0)
         if not windows or not len(there):
             return None
-        names = [self._names[number] for number in there.tolist()]
         dimensions, values, columns = [], [], []
         for place, dimension in enumerate(DIMENSIONS):
-            known: dict[str, int] = {}
-            numbers = [known.setdefault(leaf[place], len(known)) for leaf in names]
+            known, numbers = _renumbered(self._codes[there, place], list(self._values[place]))
             if len(known) > 1:  # else its one value is everyone
                 dimensions.append(dimension)
-                values.append(tuple(known))
+                values.append(known)
                 columns.append(numbers)
         if not dimensions:
             return None
@@ -298,7 +321,8 @@ class OutageTracker:
         effects = self._effects(case, slice_, _EFFECT_WINDOWS)
         excess = max((effect.bad - effect.expected * effect.total for effect in effects), default=0.0)
         alarmed = bool(case.alarmed) and case.alarmed[-1] == window_ms
-        calm = all(_is_usual(effect) for effect in self._effects(case, slice_, _CALM_WINDOWS))
+        case.pace = max(case.pace, excess / _EFFECT_WINDOWS)
+        calm = self._is_calm(case, slice_)
         case.calm = case.calm + 1 if calm else 0
         latest = self._latest(slice_)
         hurt = sum(
@@ -319,9 +343,14 @@ class OutageTracker:
                 severity=min(max(excess / everyone, 0.0), 1.0) if alarmed else outage.severity,
             )  # fmt: skip
 
+    def _is_calm(self, case: _Case, slice_: Slice) -> bool:
+        """Whether an outage's metrics are as usual now."""
+        windows = _CALM_WINDOWS if case.pace >= _FEW else _CALM_WINDOWS_OF_FEW
+        return all(_is_usual(effect) for effect in self._effects(case, slice_, windows))
+
     def _next_state(self, case: _Case, window_ms: int) -> State:
         state = case.outage.state
-        lately = sum(window_ms - window < 3 * WINDOW_MS for window in case.alarmed)
+        lately = sum(window_ms - window < CONFIRMED_WITHIN * WINDOW_MS for window in case.alarmed)
         if state == "suspected":
             if lately >= CONFIRMED_AFTER:
                 return "confirmed"
@@ -333,7 +362,7 @@ class OutageTracker:
     def _effects(self, case: _Case, slice_: Slice, most: int) -> list[Effect]:
         """An outage's metrics over some of the latest windows, or since it began."""
         since = max(case.outage.started_ts, self._fine[-1].start_ms - (most - 1) * WINDOW_MS)
-        inside = np.array([_is_inside(leaf, slice_) for leaf in self._names], bool)
+        inside = self._members(slice_)
         counts = np.zeros(WIDTH, np.int64)
         for block in self._fine:
             if block.start_ms >= since:
@@ -358,9 +387,7 @@ class OutageTracker:
     def _latest(self, slice_: Slice) -> Ints:
         """Counts of a slice in the latest window (WIDTH,)."""
         block = self._fine[-1]
-        names = [self._names[number] for number in block.leaves.tolist()]
-        inside = np.array([_is_inside(leaf, slice_) for leaf in names], bool)
-        counts: Ints = block.counts[inside].sum(axis=0) if names else np.zeros(WIDTH, np.int64)
+        counts: Ints = block.counts[self._members(slice_)[block.leaves]].sum(axis=0)
         return counts
 
     def state(self) -> dict[str, Any]:
@@ -372,7 +399,8 @@ class OutageTracker:
             "gaps": list(self._gaps.items()),
             "cases": [
                 {"outage": as_json(case.outage), "votes": list(case.votes.items()), "usual": case.usual,
-                 "alarmed": case.alarmed, "calm": case.calm, "hurt": case.hurt}
+                 "alarmed": case.alarmed, "calm": case.calm, "hurt": case.hurt,
+                 "pace": case.pace}
                 for case in self._cases
             ],
         })  # fmt: skip
@@ -386,8 +414,7 @@ class OutageTracker:
         """
         state = checked(state, _KIND, _VERSION)
         tracker = cls()
-        tracker._names = [tuple(leaf) for leaf in state["names"]]
-        tracker._leaves = {leaf: number for number, leaf in enumerate(tracker._names)}
+        tracker._learn(tuple(leaf) for leaf in state["names"])
         tracker._fine = deque(_undumped(block) for block in state["fine"])
         tracker._coarse = deque(_undumped(block) for block in state["coarse"])
         tracker._filling = [_undumped(block) for block in state["filling"]]
@@ -395,7 +422,7 @@ class OutageTracker:
         tracker._cases = [
             _Case(
                 from_json(case["outage"]), {slice_of(pairs): vote for pairs, vote in case["votes"]},
-                dict(case["usual"]), list(case["alarmed"]), case["calm"], case["hurt"],
+                dict(case["usual"]), list(case["alarmed"]), case["calm"], case["hurt"], case["pace"],
             )
             for case in state["cases"]
         ]  # fmt: skip
@@ -456,11 +483,18 @@ def _may_meet(one: Slice, other: Slice) -> bool:
     return all(named.get(dimension, value) == value for dimension, value in one)
 
 
-def _is_inside(leaf: Leaf, slice_: Slice) -> bool:
-    return all(leaf[_PLACE[dimension]] == value for dimension, value in slice_)
-
-
 _PLACE: Final = {dimension: place for place, dimension in enumerate(DIMENSIONS)}
+
+
+def _renumbered(codes: Ints, names: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
+    """Values in the order in which they first come, and the codes by their places there (L,)."""
+    first = np.full(len(names), -1)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    there = np.flatnonzero(first >= 0)
+    there = there[np.argsort(first[there])]
+    places = np.zeros(len(names), np.int64)
+    places[there] = np.arange(len(there))
+    return tuple(names[code] for code in there.tolist()), places[codes]
 
 
 def _members(slice_: Slice, table: LeafTable) -> NDArray[np.bool_]:

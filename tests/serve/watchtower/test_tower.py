@@ -134,7 +134,8 @@ def test_two_at_once_are_two() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_called_an_outage_where_nothing_is_wrong(seed: int) -> None:
     _, told = run(windows(1500, seed=seed))
-    assert told == []
+    assert [outage for outage in told if outage.state == "confirmed"] == []
+    assert len({outage.outage_id for outage in told}) <= 1, "a suspicion in four hours, at most"
 
 
 @pytest.mark.parametrize("where", [lambda leaf: True, lambda leaf: leaf[2] == "eu"], ids=["all", "one region"])
