@@ -18,9 +18,8 @@ import redis
 
 from serve.telemetry.log import PARTITIONS
 from serve.telemetry.sessions import Window
-from serve.watchtower.outages import Outage
-from serve.watchtower.slices import Alarm, slice_of
-from serve.watchtower.tracker import as_json, from_json
+from serve.watchtower.alarms import Alarm, slice_of
+from serve.watchtower.outages import Outage, as_json, from_json
 
 Store = redis.Redis
 """Replies are bytes: no decoding is asked for."""

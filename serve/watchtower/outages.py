@@ -61,3 +61,25 @@ class Outage:
     def is_open(self) -> bool:
         """Whether it goes on."""
         return self.state in OPEN
+
+
+def as_json(outage: Outage) -> dict[str, Any]:
+    """An outage as JSON takes it: what GET /v1/outages shows."""
+    return {
+        "outage_id": outage.outage_id, "state": outage.state, "slice": dict(outage.slice),
+        "effects": [
+            {"metric": one.metric, "expected": one.expected, "now": one.now, "total": one.total, "bad": one.bad}
+            for one in outage.effects
+        ],
+        "started_ts": outage.started_ts, "detected_ts": outage.detected_ts, "updated_ts": outage.updated_ts,
+        "closed_ts": outage.closed_ts, "sessions_hurt": outage.sessions_hurt, "severity": outage.severity,
+        "evidence": [dict(one) for one in outage.evidence],
+    }  # fmt: skip
+
+
+def from_json(document: Mapping[str, Any]) -> Outage:
+    """The reverse of `as_json`."""
+    return Outage(**{
+        **document, "slice": dict(document["slice"]), "effects": tuple(Effect(**one) for one in document["effects"]),
+        "evidence": tuple(dict(one) for one in document["evidence"]),
+    })  # fmt: skip

@@ -7,8 +7,7 @@ are found by localisation once an alarm is raised: an alarm need only be near. S
 import base64
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, Final, Self
 
@@ -18,19 +17,11 @@ from scipy.sparse import csc_array
 
 from serve.telemetry.reports import DIMENSIONS
 from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WINDOW_MS, Leaf, Window
+from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
 from serve.watchtower.bank import RatioBank
 from serve.watchtower.counts import CountDetector
 from serve.watchtower.likelihoods import negative_binomial_tail
 from serve.watchtower.state import checked, stamped
-
-Slice = tuple[tuple[str, str], ...]
-"""Pairs of dimension and value, in the order of DIMENSIONS; empty: everyone."""
-
-MISSING: Final = "missing_starts"
-"""The metric of sessions that should have begun and did not."""
-
-GAP: Final = "telemetry_gap"
-"""The metric of reports that do not come from sessions that are there: trouble of telemetry, not of playback."""
 
 PAIRED: Final = ("cdn", "asn", "region", "device", "app", "protocol")
 """Dimensions whose pairs are watched; a title's pairs would be too many to say anything of."""
@@ -73,35 +64,6 @@ _LEAST_LEAVES: Final = 10_000
 """Leaves are remembered until there are so many more than in a window."""
 _KIND: Final = "slices"
 _VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
-    """A metric of a slice that is not as usual.
-
-    Attributes:
-        slice: which.
-        metric: one of METRICS, MISSING or GAP.
-        window_ms: when its window began.
-        evidence: -log10 of the probability of so much by chance.
-        expected: share of bad ones that is usual; of MISSING and GAP, the usual number of starts and of reports.
-        total: in the window.
-        bad: of them; of MISSING and GAP, how many fewer than usual.
-    """
-
-    slice: Slice
-    metric: str
-    window_ms: int
-    evidence: float
-    expected: float
-    total: float
-    bad: float
-
-
-def slice_of(pairs: Iterable[Sequence[str]]) -> Slice:
-    """A slice from pairs as JSON has them, or from the items of a mapping; in the order of DIMENSIONS."""
-    named: dict[str, str] = {dimension: value for dimension, value in pairs}  # noqa: C416 - pairs may be lists
-    return tuple((dimension, named[dimension]) for dimension in DIMENSIONS if dimension in named)
 
 
 class _SliceIndex:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from serve.telemetry.reports import DIMENSIONS
 from serve.telemetry.sessions import ATTEMPTS, METRICS, WIDTH, WINDOW_MS, Leaf, Window
+from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
 from serve.watchtower.localisation import Cause, evidence_of, localise
 from serve.watchtower.localisation_table import LeafTable
-from serve.watchtower.outages import Effect, Outage, State
-from serve.watchtower.slices import GAP, MISSING, Alarm, Slice, slice_of
+from serve.watchtower.outages import Effect, Outage, State, as_json, from_json
 from serve.watchtower.state import checked, stamped
 
 FINE: Final = 36
@@ -427,28 +427,6 @@ class OutageTracker:
             for case in state["cases"]
         ]  # fmt: skip
         return tracker
-
-
-def as_json(outage: Outage) -> dict[str, Any]:
-    """An outage as JSON takes it: what GET /v1/outages shows."""
-    return {
-        "outage_id": outage.outage_id, "state": outage.state, "slice": dict(outage.slice),
-        "effects": [
-            {"metric": one.metric, "expected": one.expected, "now": one.now, "total": one.total, "bad": one.bad}
-            for one in outage.effects
-        ],
-        "started_ts": outage.started_ts, "detected_ts": outage.detected_ts, "updated_ts": outage.updated_ts,
-        "closed_ts": outage.closed_ts, "sessions_hurt": outage.sessions_hurt, "severity": outage.severity,
-        "evidence": [dict(one) for one in outage.evidence],
-    }  # fmt: skip
-
-
-def from_json(document: Mapping[str, Any]) -> Outage:
-    """The reverse of `as_json`."""
-    return Outage(**{
-        **document, "slice": dict(document["slice"]), "effects": tuple(Effect(**one) for one in document["effects"]),
-        "evidence": tuple(dict(one) for one in document["evidence"]),
-    })  # fmt: skip
 
 
 def _note_alarm(case: _Case, window_ms: int) -> None:

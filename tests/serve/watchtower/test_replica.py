@@ -259,8 +259,8 @@ def test_only_the_owner_writes(store: "redis.Redis") -> None:
 
 
 def test_alarms_and_throughput_survive_the_board(store: "redis.Redis", settings: Settings) -> None:
+    from serve.watchtower.alarms import Alarm  # noqa: PLC0415
     from serve.watchtower.networks import NetworkSums, throughput_of  # noqa: PLC0415
-    from serve.watchtower.slices import Alarm  # noqa: PLC0415
 
     alarm = Alarm(
         slice=(("cdn", "a"), ("region", "eu")), metric="stalls", window_ms=5, evidence=9.5, expected=0.1, total=9.0,

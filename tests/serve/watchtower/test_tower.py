@@ -8,9 +8,10 @@ import orjson
 import pytest
 
 from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WIDTH, WINDOW_MS, Leaf, Window
-from serve.watchtower.outages import Outage
-from serve.watchtower.slices import GAP, Alarm, SliceWatch
-from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker, as_json, from_json
+from serve.watchtower.alarms import GAP, Alarm
+from serve.watchtower.outages import Outage, as_json, from_json
+from serve.watchtower.slices import SliceWatch
+from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker
 
 T0: Final = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 USUAL: Final = {
