@@ -46,6 +46,8 @@ LEAST_LIFT: Final = 1.5
 """Times the usual share, of a slice that is named."""
 LEAST_EXCESS: Final = 4.0
 """Bad ones beyond what is usual, of a slice that is named."""
+LEAST_HURT: Final = 5.0
+"""Sessions that are hurt before an outage is confirmed."""
 SAME: Final = 0.6
 """Share of a slice's trouble that lies in an outage's slice for it to be part of that outage."""
 _MOST_LOCALISED: Final = 4
@@ -65,6 +67,8 @@ _UNSURE_IN_GAPS: Final = frozenset({"start_timeouts", "stalls", "low_bitrate", "
 """Metrics that missing reports look like."""
 _NEVER_ALONE: Final = frozenset({"silence"})
 """Metrics that add to an outage and never make one: players that cannot be heard may be well."""
+_ONCE: Final = ("start_failures", "start_timeouts", "failures")
+"""Metrics that a session is bad in once for all, by one of them."""
 _KIND: Final = "tracker"
 _VERSION: Final = 1
 
@@ -325,12 +329,14 @@ class OutageTracker:
         calm = self._is_calm(case, slice_)
         case.calm = case.calm + 1 if calm else 0
         latest = self._latest(slice_)
-        hurt = sum(
-            max(0.0, float(latest[2 * METRICS.index(metric) + 1]) - usual * float(latest[2 * METRICS.index(metric)]))
+        beyond = {
+            metric: max(0.0, float(latest[column + 1]) - usual * float(latest[column]))
             for metric, usual in case.usual.items()
-            if metric in {"start_failures", "start_timeouts", "failures"}
-        )
-        case.hurt = max(case.hurt + hurt, excess)
+            if metric != MISSING
+            for column in (2 * METRICS.index(metric),)
+        }
+        once = sum(beyond.pop(metric, 0.0) for metric in _ONCE)
+        case.hurt = max(case.hurt + max([once, *beyond.values()]), excess)
         everyone = max(float(self._latest(())[2 * METRICS.index("silence")]), 1.0)
         for name in case.votes:
             case.votes[name] *= _VOTE_KEEP
@@ -352,7 +358,7 @@ class OutageTracker:
         state = case.outage.state
         lately = sum(window_ms - window < CONFIRMED_WITHIN * WINDOW_MS for window in case.alarmed)
         if state == "suspected":
-            if lately >= CONFIRMED_AFTER:
+            if lately >= CONFIRMED_AFTER and case.hurt >= LEAST_HURT:
                 return "confirmed"
             return "closed" if case.calm >= SUSPICION_ENDS else "suspected"
         if case.calm >= CLOSED_AFTER:
