@@ -11,7 +11,7 @@ import torch
 from serve.tensors import GraphSpec, TensorSpec
 from training.export import ExportGraph, export_artifact
 from training.quality.export import graph_name
-from training.quality.published import MODELS, read_published
+from training.quality.published import SERVED, read_published
 
 
 class Double(torch.nn.Module):
@@ -31,7 +31,7 @@ def small_vmaf() -> Path:
         tolerance=1e-6,
     )
     graph = ExportGraph(module=Double(), example={"x": torch.ones(3, 2)}, spec=spec)
-    fusions = [read_published(model) for model in MODELS]
+    fusions = [read_published(model) for model in SERVED]
     models = {fusion.name: fusion.parameters() | {"graph": graph_name(fusion)} for fusion in fusions}
     folder = Path(tempfile.mkdtemp(prefix="playhead-vmaf-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
