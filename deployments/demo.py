@@ -16,12 +16,13 @@ import httpx
 from loadtests.audience.incidents import Incident
 from loadtests.audience.sender import SenderSettings, Sent, send
 from loadtests.audience.sessions import Audience
-from loadtests.audience.world import DAY_MS, HOUR_MS, build_world
+from loadtests.audience.world import FIRST_DAY_MS, HOUR_MS, build_world
+from serve.clock import now_ms
 from serve.errors import Unavailable
 from serve.telemetry.reports import Report
 
 BROKEN: Final = "north"
-EVENING_MS: Final = 1_790_553_600_000 + 19 * HOUR_MS
+EVENING_MS: Final = FIRST_DAY_MS + 19 * HOUR_MS
 """When the viewers' evening begins, simulated: they are many, and their number is steady."""
 
 _SEED: Final = 4
@@ -202,7 +203,7 @@ def _outages(client: httpx.Client) -> list[dict[str, Any]]:
     except httpx.HTTPError:
         return []
     found: list[dict[str, Any]] = answer.json()["outages"]
-    since_ms = (time.time() - DAY_MS / 1000 / 24) * 1000
+    since_ms = now_ms() - HOUR_MS
     return [outage for outage in found if outage["detected_ts"] >= since_ms]
 
 

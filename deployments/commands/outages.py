@@ -6,9 +6,6 @@ import typer
 
 from deployments.commands.output import Json, answering
 
-START_MS = 1_790_553_600_000
-"""Monday, 28 September 2026, 00:00 UTC: any week would do, and the same one gives the same figures."""
-
 
 def evaluate(
     *,
@@ -22,11 +19,12 @@ def evaluate(
         from rich.progress import Progress  # noqa: PLC0415
 
         from deployments.outages import watch_audience  # noqa: PLC0415
+        from loadtests.audience.world import FIRST_DAY_MS  # noqa: PLC0415
 
         with Progress(console=output.console, transient=True) as progress:
             task = progress.add_task(f"{days} day(s) of reports", total=1.0)
             report = watch_audience(
-                seed=seed, days=days, peak=peak, start_ms=START_MS,
+                seed=seed, days=days, peak=peak, start_ms=FIRST_DAY_MS,
                 advance=lambda share: progress.update(task, completed=share),
             )  # fmt: skip
         for finding in report["incidents"]:

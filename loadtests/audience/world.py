@@ -22,6 +22,8 @@ Integers = NDArray[np.int64]
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
+FIRST_DAY_MS: Final = 1_790_553_600_000
+"""Monday, 28 September 2026, 00:00 UTC: any week would do, and the same one gives the same figures."""
 _EPOCH_WEEKDAY: Final = 3
 """1970-01-01 was a Thursday; Monday is 0."""
 

@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -31,7 +30,7 @@ from serve.errors import InvalidInput
 from serve.gateway.entrance import Context, context_of
 from serve.gateway.errors import Malformed, Words, responses, shortened
 from serve.gateway.player import _TIMEOUT_HEADER
-from serve.gateway.requests import MAX_QUERY_FIELDS, OpenRoute, read_bytes
+from serve.gateway.requests import THREAD_BYTES, OpenRoute, read_bytes, read_leniently
 from serve.telemetry.cmcd import HEADERS, read
 from serve.telemetry.cmsd import DYNAMIC, dynamic
 
@@ -40,15 +39,10 @@ MAX_BODY_BYTES: Final = 4 << 20
 
 BAD_SESSIONS: Final = "bad_field:sessions"
 
-_THREAD_BYTES: Final = 64 << 10
-"""A larger body is read in a thread: on the event loop it would hold other requests up."""
-
 _DEADLINE_SHARE: Final = 0.8
 """Share of a request's deadline that a decision may take; the rest is for the way back."""
 
 _MAX_DIGITS: Final = 300
-
-
 _MAX_RUNGS_LENGTH: Final = 1024
 
 _CMCD_EXAMPLE: Final = 'bl=11300,br=1850,cid="242",d=4000,mtp=2100,ot=v,sid="s-81",tb=4300'
@@ -138,7 +132,7 @@ class BitrateRoutes:
         left out; the answer is 200 with no body in any case.
         """
         context = context_of(request)
-        query = _query(request.scope["query_string"])
+        query = read_leniently(request) or {}
         headers = request.headers
         cmcd = read([query.get("CMCD", ""), *(headers[name] for name in HEADERS if name in headers)])
         player = self._players.meet(cmcd.text("sid"))
@@ -180,7 +174,7 @@ class BitrateRoutes:
         """
         context = context_of(request)
         body = await read_bytes(request, MAX_BODY_BYTES)
-        if len(body) > _THREAD_BYTES:
+        if len(body) > THREAD_BYTES:
             sessions, single = await asyncio.to_thread(read_sessions, body)
         else:
             sessions, single = read_sessions(body)
@@ -200,14 +194,6 @@ class BitrateRoutes:
             await asyncio.to_thread(rendered, head, decisions) if len(decisions) > INLINE else rendered(head, decisions)
         )
         return Response(content, media_type="application/json")
-
-
-def _query(raw: bytes) -> dict[str, str]:
-    """The query's parameters, as far as they can be read; of one that comes twice the last."""
-    try:
-        return dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS))
-    except ValueError:
-        return {}
 
 
 def _rungs(text: str) -> list[float]:

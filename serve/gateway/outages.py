@@ -17,12 +17,12 @@ from features.errors import StoreUnavailable
 from features.layout import command
 from features.link import StoreLink
 from features.settings import Settings
+from serve.clock import now_ms
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import responses
 from serve.gateway.steering import OUTAGES_STALE, OUTAGES_UNKNOWN
 from serve.logs import get
 from serve.metrics import Metrics
-from serve.telemetry.log import now_ms
 from serve.watchtower import board
 from serve.watchtower.outages import Outage
 

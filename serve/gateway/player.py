@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from features.errors import FeaturesError, StoreUnavailable
 from features.events import CLOCK_TOLERANCE_MS, Event, Identifier
 from features.profiles import ProfileFeatures
+from serve.clock import now_ms
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.entrance import MAX_DEADLINE_S, MIN_DEADLINE_S, Context, context_of
 from serve.gateway.errors import DeadlineExceeded, Words, responses
@@ -145,8 +146,7 @@ class PlayerRoutes:
         asked = HomeQuery(region=query.region, device=query.device, kids=query.kids, rows=query.rows, items=query.items)
         answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked))
         if isinstance(answer, str):
-            now_ms = time.time_ns() // 1_000_000
-            answer = Answer.empty_home(query.profile_id, (answer,), now_ms)
+            answer = Answer.empty_home(query.profile_id, (answer,), now_ms())
         return self._rendered(context, answer, profile.degraded)
 
     async def similar(
@@ -266,7 +266,7 @@ def _refuse_future(events: Sequence[Event]) -> None:
     Raises:
         InvalidInput: names the first such event.
     """
-    latest = time.time_ns() // 1_000_000 + CLOCK_TOLERANCE_MS
+    latest = now_ms() + CLOCK_TOLERANCE_MS
     for number, event in enumerate(events):
         if event.ts > latest:
             raise InvalidInput(

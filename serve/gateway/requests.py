@@ -33,6 +33,8 @@ M = TypeVar("M", bound=BaseModel)
 
 MAX_QUERY_FIELDS: Final = 64
 MAX_BODY_BYTES: Final = 1 << 20
+THREAD_BYTES: Final = 64 << 10
+"""A larger body is read in a thread: on the event loop it would hold other requests up."""
 
 
 class BodyTimeout(PlayheadError):
@@ -95,6 +97,15 @@ def read_query(request: Request, model: type[M]) -> M:
         return model.model_validate(values)
     except ValidationError as error:
         raise refused(error, model) from error
+
+
+def read_leniently(request: Request) -> dict[str, str] | None:
+    """The query's parameters, as far as they can be read; of one that comes twice the last; None: not at all."""
+    raw: bytes = request.scope["query_string"]
+    try:
+        return dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS)) if raw else {}
+    except ValueError:
+        return None
 
 
 async def read_body(request: Request, model: type[M], limit_bytes: int) -> M:

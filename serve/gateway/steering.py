@@ -7,19 +7,19 @@ answer. What has to be remembered of a viewing travels in RELOAD-URI.
 
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 import orjson
 from fastapi import FastAPI, Request, Response
 
+from serve.clock import now_ms
 from serve.errors import NotFound
 from serve.gateway.crossorigin import ANY_ORIGIN, preflight
 from serve.gateway.entrance import Handler, context_of
 from serve.gateway.errors import Words, problem_response, responses
-from serve.gateway.requests import MAX_QUERY_FIELDS, OpenRoute
+from serve.gateway.requests import OpenRoute, read_leniently
 from serve.steering.clients import Client, SeenClients
 from serve.steering.pathways import Clone, Pathways
 from serve.steering.steerer import Steerer, Steering
@@ -94,7 +94,7 @@ class SteeringStage:
         self,
         config: Pathways,
         outages: OutageSource,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = now_ms,
     ) -> None:
         self.config = config
         self.steerer = Steerer(config)
@@ -178,7 +178,7 @@ class SteeringRoutes:
                 next_step="Write one as docs/steering.md shows, name it, and start Playhead again.",
             )
             return problem_response(missing, context.request_id, ANY_ORIGIN)
-        client, carried, wrong = _read(request.scope["query_string"], kind, self._stage.ids)
+        client, carried, wrong = _read(read_leniently(request), kind, self._stage.ids)
         told, reason = self._stage.steer(client)
         reload = {**carried, "sid": client.session, "home": told.home}
         manifest: dict[str, Any] = {
@@ -201,12 +201,10 @@ class SteeringRoutes:
         return Response(orjson.dumps(manifest), headers=headers, media_type=MEDIA_TYPES[kind])
 
 
-def _read(raw: bytes, kind: Format, ids: frozenset[str]) -> tuple[Client, dict[str, str], list[str]]:
+def _read(query: dict[str, str] | None, kind: Format, ids: frozenset[str]) -> tuple[Client, dict[str, str], list[str]]:
     """Who asks, the parameters that later requests should repeat, and the names of those that cannot be used."""
-    try:
-        query = dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS))
-        wrong = []
-    except ValueError:
+    wrong = []
+    if query is None:
         query, wrong = {}, ["query"]
     told = {name: query.pop(name, None) for name in ("home", "cdn", _PATHWAY[kind], _THROUGHPUT[kind])}
     throughput = told[_THROUGHPUT[kind]]

@@ -9,30 +9,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 import orjson
 from fastapi import FastAPI, Request, Response
 
 from features.errors import StoreUnavailable
+from serve.clock import now_ms
 from serve.errors import InvalidInput, Unavailable
 from serve.gateway.crossorigin import ANY_ORIGIN, preflight
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Malformed, UnsupportedMediaType, Words, responses
-from serve.gateway.requests import MAX_QUERY_FIELDS, OpenRoute, read_bytes
+from serve.gateway.requests import MAX_BODY_BYTES, THREAD_BYTES, OpenRoute, read_bytes, read_leniently
 from serve.gateway.stages import TelemetrySink
 from serve.metrics import Metrics
 from serve.telemetry.cmcd import HEADERS, KINDS, MAX_TEXT, UNREADABLE, read
-from serve.telemetry.log import Said, now_ms
+from serve.telemetry.log import Said
 from serve.telemetry.reports import DIMENSIONS, Plain, counted, plain, read_lines, read_plain
 
 CMCD_TYPE: Final = "application/cmcd"
 MAX_REPORTS: Final = 1000
 """Reports of one request; those beyond are refused."""
-
-_MAX_BODY_BYTES: Final = 1 << 20
-_THREAD_BYTES: Final = 64 << 10
-"""A larger body is read in a thread: on the event loop it would hold other requests up."""
 
 _DEADLINE_SHARE: Final = 0.8
 _MOST_NAMED: Final = 32
@@ -145,9 +141,9 @@ class TelemetryRoutes:
                 field="Content-Type", got=kind[:100] or Words("nothing"), expected=f"{CMCD_TYPE} or application/json",
                 next_step="Send CMCD's event mode, one event a line, or JSON.",
             )  # fmt: skip
-        body = await read_bytes(request, _MAX_BODY_BYTES)
+        body = await read_bytes(request, MAX_BODY_BYTES)
         reading = _read_text if kind in _TEXT_TYPES else _read_json
-        if len(body) > _THREAD_BYTES:
+        if len(body) > THREAD_BYTES:
             taken = await asyncio.to_thread(reading, body, _given(request))
         else:
             taken = reading(body, _given(request))
@@ -157,7 +153,7 @@ class TelemetryRoutes:
     async def get(self, request: Request) -> Response:
         """Take one report in that comes as players say it with media requests, or as an event in the query."""
         received_ms = now_ms()
-        query = _query(request)
+        query = read_leniently(request) or {}
         cmcd = read(filter(None, [query.get("CMCD", ""), *(request.headers.get(name, "") for name in HEADERS)]))
         taken = _Taken([plain(cmcd)], [cmcd.malformed], _dimensions(query), 0)
         answer = await self._keep(request, taken, received_ms)
@@ -240,18 +236,7 @@ def _read_json(body: bytes, given: Mapping[str, str]) -> _Taken:
 
 
 def _given(request: Request) -> dict[str, str]:
-    return _dimensions(_query(request))
-
-
-def _query(request: Request) -> dict[str, str]:
-    """The query's parameters, as far as they can be read; of one that comes twice the last."""
-    raw: bytes = request.scope["query_string"]
-    if not raw:
-        return {}
-    try:
-        return dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS))
-    except ValueError:
-        return {}
+    return _dimensions(read_leniently(request) or {})
 
 
 def _dimensions(given: Mapping[str, object]) -> dict[str, str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
 from serve.artifacts import read_artifact, read_champion
+from serve.clock import now_ms
 from serve.errors import ArtifactError, InvalidInput, Unavailable
 from serve.quality.estimates import MODEL, no_model
 from serve.quality.files import find_file
-from serve.quality.jobs import JobStore, QualityLimits, name_of, now_ms
+from serve.quality.jobs import JobStore, QualityLimits, name_of
 from serve.quality.schemas import QualityRequest, Side, Task
 
 MEDIA_VARIABLE: Final = "PLAYHEAD_MEDIA"

@@ -22,6 +22,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.artifacts import replace_file
+from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
 from serve.quality.schemas import ENDED, QualityProblem, Side, Status, Task
 
@@ -413,11 +414,6 @@ def died(attempts: int) -> QualityProblem:
             next_step="Look whether a clip makes a decoder fail or memory run out; then POST it again.",
         )
     )  # fmt: skip
-
-
-def now_ms() -> int:
-    """UTC milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 def _again(status: Status) -> bool:

@@ -20,10 +20,11 @@ from typing import Final
 import orjson
 
 from serve.artifacts import read_artifact
+from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
 from serve.quality.estimates import MODEL
 from serve.quality.files import find_file
-from serve.quality.jobs import BUSY, UPLOADS, JobStore, QualityLimits, failed, held, late, now_ms, problem_of
+from serve.quality.jobs import BUSY, UPLOADS, JobStore, QualityLimits, failed, held, late, problem_of
 from serve.quality.media import Limits, probe
 from serve.quality.noreference import NoReference, NoReferenceScorer
 from serve.quality.schemas import EstimatedQuality, EstimateReport, QualityProblem, Side, Status, Task

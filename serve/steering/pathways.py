@@ -134,6 +134,16 @@ class Pathways(_Given):
                 raise ValueError(f"`clone.base_id` of {pathway.id!r} to name a pathway that is no clone itself")
         return self
 
+    @property
+    def by_id(self) -> dict[str, Pathway]:
+        """The pathways by their ids, in the order of the configuration."""
+        return {pathway.id: pathway for pathway in self.pathways}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights by pathway."""
+        return {pathway.id: pathway.weight for pathway in self.pathways}
+
 
 def read_pathways(path: Path) -> Pathways:
     """Read the configuration.

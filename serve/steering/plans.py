@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from serve.errors import InvalidInput
 from serve.steering.clients import Inside, is_in
 from serve.steering.detours import NOTHING, Detour
-from serve.steering.pathways import Pathway, Pathways
+from serve.steering.pathways import Pathways
 from serve.watchtower.outages import Outage
 
 STATE_VERSION: Final = 1
@@ -56,8 +56,8 @@ class Plan:
 
     def __init__(self, config: Pathways) -> None:
         self._config = config
-        self._pathways: dict[str, Pathway] = {pathway.id: pathway for pathway in config.pathways}
-        self._weights = {pathway.id: pathway.weight for pathway in config.pathways}
+        self._pathways = config.by_id
+        self._weights = config.weights
         self._as_of_ms = 0
         self._stepped_ms = 0
         self._troubles: tuple[Trouble, ...] = ()

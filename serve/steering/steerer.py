@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from serve.steering.clients import Client, place, ranked
 from serve.steering.detours import Detour
-from serve.steering.pathways import Pathway, Pathways
+from serve.steering.pathways import Pathways
 from serve.steering.plans import Plan, ShareOf, Trouble, everyone
 from serve.watchtower.outages import Outage
 
@@ -44,8 +44,8 @@ class Steerer:
 
     def __init__(self, config: Pathways) -> None:
         self._config = config
-        self._pathways: dict[str, Pathway] = {pathway.id: pathway for pathway in config.pathways}
-        self._weights = {pathway.id: pathway.weight for pathway in config.pathways}
+        self._pathways = config.by_id
+        self._weights = config.weights
         self._plan = Plan(config)
 
     @property

@@ -4,7 +4,6 @@ Reports of one session lie in one partition, in order, so that whoever reads a p
 holds what one request brought of a partition. How durable it is, is the store's setting, as of features.stream.
 """
 
-import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,8 +120,3 @@ class TelemetryWriter:
     async def close(self) -> None:
         """Close the connection."""
         await self._link.close()
-
-
-def now_ms() -> int:
-    """UTC milliseconds."""
-    return time.time_ns() // 1_000_000

@@ -77,7 +77,9 @@ _OVER: Final = frozenset("efq")
 _LIVELY: Final = frozenset("spd")
 _REPLAY_MS: Final = 1_000
 _COLUMN: Final = {metric: 2 * place for place, metric in enumerate(METRICS)}
-_ERRORS, _SILENCE, _STALLS, _LOW = (_COLUMN[name] for name in ("errors", "silence", "stalls", "low_bitrate"))
+_ERRORS, _SILENCE, _STALLS, _LOW, _FAILURES = (
+    _COLUMN[name] for name in ("errors", "silence", "stalls", "low_bitrate", "failures")
+)
 ATTEMPTS: Final = 2 * len(METRICS)
 """Column of the number of sessions that began."""
 
@@ -549,7 +551,7 @@ class Sessions:
         row[_ERRORS + 1] += erred
         row[_SILENCE] += 1
         if fold.started:
-            window.add(leaf, "failures", bad=False)
+            row[_FAILURES] += 1
         if fold.started and fold.state in {_PLAYING, _STALLED}:
             stalled = (session.stalled or fold.state == _STALLED) and start - session.stalled_told >= ONCE_MS
             row[_STALLS] += 1

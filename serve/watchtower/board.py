@@ -19,6 +19,7 @@ import redis
 from serve.telemetry.log import PARTITIONS
 from serve.telemetry.sessions import Window
 from serve.watchtower.alarms import Alarm, slice_of
+from serve.watchtower.networks import NetworkSums
 from serve.watchtower.outages import Outage, as_json, from_json
 
 Store = redis.Redis
@@ -81,13 +82,20 @@ OUTAGE_ROLE: Final = "outages"
 WEBHOOK_ROLE: Final = "webhook"
 
 
-def read_window(store: Store, start_ms: int) -> Window:
-    """What all partitions saw of a window."""
+def dump_window(window: Window, networks: NetworkSums) -> bytes:
+    """What a partition saw of a window, as JSON."""
+    return orjson.dumps([*window.dump(), networks.dump()])
+
+
+def read_window(store: Store, start_ms: int) -> tuple[Window, NetworkSums]:
+    """What all partitions saw of a window, and of networks in it."""
     found: Any = store.hgetall(window_key(start_ms))
-    window = Window(start_ms)
+    window, networks = Window(start_ms), NetworkSums()
     for _, dumped in sorted(found.items()):
-        window.merge(Window.load(orjson.loads(dumped)))
-    return window
+        *part, measured = orjson.loads(dumped)
+        window.merge(Window.load(part))
+        networks.add(NetworkSums.load(measured))
+    return window, networks
 
 
 def is_complete(store: Store, end_ms: int, now_ms: int) -> bool:

@@ -1,7 +1,7 @@
 """Outages: what alarms add up to, in the form that operators, steering and webhooks see."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 State = Literal["suspected", "confirmed", "recovering", "closed"]
@@ -65,16 +65,7 @@ class Outage:
 
 def as_json(outage: Outage) -> dict[str, Any]:
     """An outage as JSON takes it: what GET /v1/outages shows."""
-    return {
-        "outage_id": outage.outage_id, "state": outage.state, "slice": dict(outage.slice),
-        "effects": [
-            {"metric": one.metric, "expected": one.expected, "now": one.now, "total": one.total, "bad": one.bad}
-            for one in outage.effects
-        ],
-        "started_ts": outage.started_ts, "detected_ts": outage.detected_ts, "updated_ts": outage.updated_ts,
-        "closed_ts": outage.closed_ts, "sessions_hurt": outage.sessions_hurt, "severity": outage.severity,
-        "evidence": [dict(one) for one in outage.evidence],
-    }  # fmt: skip
+    return asdict(outage)
 
 
 def from_json(document: Mapping[str, Any]) -> Outage:

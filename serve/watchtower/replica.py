@@ -77,7 +77,6 @@ class SessionsRole:
         else:
             document = orjson.loads(head)
             self._position = document["position"].encode()
-            self._networks = NetworkSums.load(document["networks"])
             self.sessions = Sessions.load(document["sessions"], [orjson.loads(one) for one in found.values()])
 
     def step(self) -> bool:
@@ -108,11 +107,7 @@ class SessionsRole:
     def _commit(self, windows: list[Window]) -> None:
         """Write the windows, and the state that goes with having read up to the position."""
         networks, self._networks = self._networks, NetworkSums()
-        head = {
-            "position": self._position.decode(),
-            "sessions": self.sessions.dump(),
-            "networks": self._networks.dump(),
-        }
+        head = {"position": self._position.decode(), "sessions": self.sessions.dump()}
         commands: list[list[Any]] = [["HSET", self._key, _HEAD, orjson.dumps(head)]]
         for name in self.sessions.touched:
             session = self.sessions.session(name)
@@ -122,8 +117,8 @@ class SessionsRole:
                 commands.append(["HSET", self._key, f"s:{name}", orjson.dumps(session.dump())])
         for window in windows:
             key = board.window_key(window.start_ms)
-            told = window.dump() if window is not windows[-1] else [*window.dump(), networks.dump()]
-            commands.append(["HSET", key, str(self._partition), orjson.dumps(told)])
+            measured = networks if window is windows[-1] else NetworkSums()
+            commands.append(["HSET", key, str(self._partition), board.dump_window(window, measured)])
             commands.append(["EXPIRE", key, board.WINDOW_TTL_S])
         progress = f"{self.sessions.window_ms}:{_store_ms(self._store)}"
         commands.append(["HSET", board.PROGRESS, str(self._partition), progress])
@@ -146,9 +141,10 @@ class SlicesRole:
 
     def step(self) -> bool:
         """Judge the next window, if it is there."""
-        window = _next_window(self._store, self._next)
-        if window is None:
+        found = _next_window(self._store, self._next)
+        if found is None:
             return False
+        window, _ = found
         alarms = board.dump_alarms(self._watch.see(window))
         self._next += WINDOW_MS
         key = board.alarms_key(window.start_ms)
@@ -178,9 +174,10 @@ class OutagesRole:
     def step(self) -> bool:
         """Take the next window in, once all shards have judged it."""
         start = self._next
-        window = _next_window(self._store, start)
-        if window is None:
+        found = _next_window(self._store, start)
+        if found is None:
             return False
+        window, networks = found
         told: Any = self._store.hgetall(board.alarms_key(start))
         if len(told) < board.SHARDS:
             now = _store_ms(self._store)
@@ -191,7 +188,7 @@ class OutagesRole:
         alarms = [alarm for _, dumped in sorted(told.items()) for alarm in board.load_alarms(dumped)]
         changed = self._tracker.see(window, sorted(alarms, key=lambda alarm: -alarm.evidence))
         self._next += WINDOW_MS
-        self._networks = merged(self._networks, _networks_of(self._store, start))
+        self._networks = merged(self._networks, networks)
         self._commit(changed)
         if self._next // WINDOW_MS % _NETWORKS_EVERY == 0:
             self._tell_networks()
@@ -240,9 +237,7 @@ class WatchtowerReplica:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
-        self._store: Store = redis.Redis.from_url(
-            settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        )
+        self._store = connect(settings)
         roles = [board.OUTAGE_ROLE, *board.slice_roles(), *board.session_roles()]
         self.leases = Leases(self._store, name, roles)
         self._roles: dict[str, Role] = {}
@@ -324,21 +319,11 @@ def _after(position: bytes) -> bytes:
     return b"%s-%d" % (milliseconds, int(sequence) + 1)
 
 
-def _next_window(store: Store, start_ms: int) -> Window | None:
+def _next_window(store: Store, start_ms: int) -> tuple[Window, NetworkSums] | None:
     """A window, once all partitions have told of it; None before."""
     if not board.is_complete(store, start_ms + WINDOW_MS, _store_ms(store)):
         return None
     return board.read_window(store, start_ms)
-
-
-def _networks_of(store: Store, start_ms: int) -> NetworkSums:
-    found: Any = store.hgetall(board.window_key(start_ms))
-    sums = NetworkSums()
-    for dumped in found.values():
-        document = orjson.loads(dumped)
-        if len(document) > 2:
-            sums.add(NetworkSums.load(document[2]))
-    return sums
 
 
 def _read_state(store: Store, role: str) -> dict[str, Any] | None:

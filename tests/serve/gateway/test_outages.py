@@ -12,9 +12,9 @@ import redis
 import yaml
 
 from serve.arguments import Arguments
+from serve.clock import now_ms
 from serve.gateway import outages as routes
 from serve.gateway.outages import OutageList
-from serve.telemetry.log import now_ms
 from serve.watchtower import board
 from serve.watchtower.outages import Effect, Outage
 from tests.conftest import ValkeyProcess

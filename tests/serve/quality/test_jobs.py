@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from serve.artifacts import read_artifact
+from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
 from serve.quality.files import find_file
 from serve.quality.intake import Intake, IntakeSettings
-from serve.quality.jobs import LOG, MAX_ATTEMPTS, SCRATCH, UPLOADS, Job, JobStore, QualityLimits, now_ms
+from serve.quality.jobs import LOG, MAX_ATTEMPTS, SCRATCH, UPLOADS, Job, JobStore, QualityLimits
 from serve.quality.noreference import NoReferenceScorer
 from serve.quality.runner import QualityRunner
 from serve.quality.schemas import EstimateReport, QualityReport, QualityRequest, Status

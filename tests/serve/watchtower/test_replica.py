@@ -166,7 +166,7 @@ def test_windows_and_outages_are_the_same_however_often_replicas_die(
         victim.wait()
         replicas.append(start(f"again-{death}"))
     wait_for(lambda: read_up_to(store, last + WINDOW_MS))
-    seen = {start_ms: board.read_window(store, start_ms) for start_ms in expected}
+    seen = {start_ms: board.read_window(store, start_ms)[0] for start_ms in expected}
     for start_ms, window in expected.items():
         assert seen[start_ms].counts == window.counts, (start_ms - began) // WINDOW_MS
     reports = sum(row[REPORTS] for window in seen.values() for row in window.counts.values())
@@ -218,7 +218,7 @@ def test_entries_that_are_none_of_ours_are_left_out(store: "redis.Redis", settin
     store.xadd(stream_key(partition), {FIELD: good}, id=f"{at}-4")
     replica = WatchtowerReplica(settings, "only")
     wait_for(lambda: (replica.turn() or True) and read_up_to(store, at), 20)
-    counts = board.read_window(store, at // WINDOW_MS * WINDOW_MS).counts
+    counts = board.read_window(store, at // WINDOW_MS * WINDOW_MS)[0].counts
     assert sum(row[REPORTS] for row in counts.values()) == 1
 
 
