@@ -29,6 +29,9 @@ ENDING_GRACE_S: Final = 8.0
 """How long each part may take to end by itself before it is killed, seconds."""
 
 POLL_S: Final = 0.05
+_EXEC_LOOKS: Final = 10
+_EXEC_LOOK_S: Final = 0.005
+"""A process that has just begun another program has no environment for a moment: it is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,13 @@ class ProcessRecord:
         return members
 
     def _marked(self, process: psutil.Process) -> bool:
-        return process.environ().get(MARK) == self.mark or process.name().startswith("ray::")
+        if process.name().startswith("ray::"):
+            return True
+        for _ in range(_EXEC_LOOKS):
+            if environment := process.environ():
+                return environment.get(MARK) == self.mark
+            time.sleep(_EXEC_LOOK_S)
+        return False
 
 
 def _ended(process: psutil.Process) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from serve.artifacts import Artifact
-from serve.engines.tensorrt import collecting_log, import_library, shape_range
+from serve.engines.tensorrt import collecting_log, import_library, releasing, shape_range
 from serve.engines.torch import load_program
 from serve.errors import ArtifactError, InvalidInput
 from serve.tensors import GraphSpec
@@ -149,6 +149,7 @@ def check_architectures(asked: Sequence[str], known: Mapping[str, Any]) -> None:
             )
 
 
+@releasing
 def build_engine(
     trt: Any,
     graph: str,
@@ -209,6 +210,7 @@ def build_engine(
     return Build(bytes(content), _nodes(model), network.num_layers, seconds, cache)
 
 
+@releasing
 def refitted(trt: Any, engine: bytes, model: bytes) -> bytes | None:
     """An engine with the weights of another model of the same structure; None where TensorRT can't. Needs the GPU.
 

@@ -13,13 +13,15 @@ context and buffers of its own. All other calls share a pool of contexts. Contex
 them: each call takes from torch's allocator what its own sizes need, not what the greatest sizes would need.
 """
 
+import functools
 import importlib
 import logging
 import re
 import threading
+import traceback
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, ParamSpec, Self, TypeVar
 
 import numpy as np
 
@@ -27,6 +29,9 @@ from serve.artifacts import Artifact
 from serve.engines.base import BATCH, Engine
 from serve.errors import ArtifactError, Unavailable
 from serve.tensors import Array, GraphSpec, TensorSpec
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RECORD_AT: Final = 3
 """The call of one combination of sizes at which it is recorded: it takes tens of milliseconds, a replay saves less."""
@@ -43,6 +48,24 @@ _COMPILE = "Compile the artifact for this machine's GPU: playhead compile NAME -
 
 _log = logging.getLogger(__name__)
 _capturing = threading.Lock()  # torch waits for the whole device before a capture, which another capture forbids
+
+
+def releasing(function: Callable[P, R]) -> Callable[P, R]:
+    """For what makes objects of TensorRT: where it fails, they end at once and not with the error's traceback.
+
+    TensorRT's logger is Python, called under TensorRT's own lock. If the garbage collector runs in it and finds a
+    builder, a network or a runtime, whose end takes that lock, the thread waits for itself for ever.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+    return call
 
 
 class Libraries(NamedTuple):
@@ -128,6 +151,7 @@ class TensorRtEngine(Engine):
         )
 
     @classmethod
+    @releasing
     def deserialize(
         cls, artifact: Artifact, graph: str, content: bytes, libraries: Libraries, field: str = "engine"
     ) -> Self:

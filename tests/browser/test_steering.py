@@ -162,8 +162,7 @@ def view(
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("failure", ["bad for others", "stopped"])
-@pytest.mark.parametrize("player", ["dash", "hls"])
+@pytest.mark.parametrize(("player", "failure"), [("dash", "stopped"), ("hls", "bad for others")])
 def test_a_player_moves_to_the_other_network_within_a_ttl_and_plays_on(
     delivery: Delivery, steered: Steered, browser: Browser, title: Title, player: str, failure: str
 ) -> None:

@@ -4,6 +4,7 @@ TensorRT for RTX builds here without a GPU; numpy's ONNX evaluator computes what
 """
 
 import functools
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -80,28 +81,36 @@ class Watched:
 
     def __init__(self) -> None:
         self.config: Any = None
-        self.ranges: list[dict[str, Any]] = []
+        self.profiles: list[Any] = []
+        self.builder: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(rtx, name)
 
     def Builder(self, log: Any) -> Any:
-        watched, builder = self, rtx.Builder(log)
+        builder = rtx.Builder(log)
+        self.builder = weakref.ref(builder)
+        return WatchedBuilder(self, builder)
 
-        class Spy:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(builder, name)
 
-            def build_serialized_network(self, network: Any, config: Any) -> Any:
-                watched.config = config
-                return builder.build_serialized_network(network, config)
+class WatchedBuilder:
+    """Passes on to a builder, and no cycle of references holds it."""
 
-            def create_optimization_profile(self) -> Any:
-                profile = builder.create_optimization_profile()
-                watched.ranges.append({"profile": profile})
-                return profile
+    def __init__(self, watched: Watched, builder: Any) -> None:
+        self._watched = watched
+        self._builder = builder
 
-        return Spy()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._builder, name)
+
+    def build_serialized_network(self, network: Any, config: Any) -> Any:
+        self._watched.config = config
+        return self._builder.build_serialized_network(network, config)
+
+    def create_optimization_profile(self) -> Any:
+        profile = self._builder.create_optimization_profile()
+        self._watched.profiles.append(profile)
+        return profile
 
 
 def test_products_are_float32_and_nothing_less() -> None:
@@ -119,7 +128,7 @@ def test_each_bucket_is_a_profile() -> None:
     model = onnx_of("encoder")
     build = build_engine(watched, "encoder", spec, model, usual=USUAL, architectures=("sm86",))
     assert watched.config.num_optimization_profiles == 2
-    assert [[tuple(shape) for shape in entry["profile"].get_shape("titles")] for entry in watched.ranges] == [
+    assert [[tuple(shape) for shape in profile.get_shape("titles")] for profile in watched.profiles] == [
         [(1, 1), (2, 4), (8, 10)],
         [(1, 1), (1, 7), (2, MAX_T)],
     ]
@@ -162,6 +171,23 @@ def test_a_network_that_is_not_the_specs_is_refused(change: Any, got: str) -> No
     with pytest.raises(ArtifactError) as caught:
         build_engine(rtx, "encoder", spec, model, usual=USUAL, architectures=("sm86",))
     assert got in caught.value.got
+
+
+def test_a_failed_build_leaves_nothing_for_the_garbage_collector() -> None:
+    # It might run in the logger of the next build, under the lock that the end of a builder waits for.
+    model, spec = onnx_of("encoder"), small_artifact().graph("encoder")
+    watched = Watched()
+    with pytest.raises(ArtifactError) as caught:
+        build_engine(
+            watched,
+            "encoder",
+            replace(spec, outputs=(TensorSpec("other", "float32", ("B", 16)),)),
+            model,
+            usual=USUAL,
+            architectures=("sm86",),
+        )
+    assert caught.value.__traceback__ is not None
+    assert watched.builder() is None
 
 
 def test_gpus_that_a_graph_cannot_be_built_for() -> None:
