@@ -28,6 +28,7 @@ class Alarm:
         expected: share of bad ones that is usual; of MISSING and GAP, the usual number of starts and of reports.
         total: in the window.
         bad: of them; of MISSING and GAP, how many fewer than usual.
+        windows: that `total` and `bad` are about; more than one where the trouble is too slow for one to show.
     """
 
     slice: Slice
@@ -37,6 +38,7 @@ class Alarm:
     expected: float
     total: float
     bad: float
+    windows: int = 1
 
 
 def slice_of(pairs: Iterable[Sequence[str]]) -> Slice:

@@ -19,7 +19,7 @@ from serve.watchtower.rates import ANOMALOUS_CAP, CAP, LEAST_SIZE, SPANS, SPREAD
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-VERSION: Final = 1
+VERSION: Final = 2
 LONGEST: Final = SPANS[-1]
 SUSPICIOUS: Final = 2.0
 """Standard deviations above what is usual, in some span, from which a tail is summed; below it no alarm is near."""
@@ -32,6 +32,13 @@ _FIELDS: Final = {
     "calm": ((), np.int64), "spread_count": ((len(SPANS),), np.int64), "spread_excess": ((len(SPANS),), np.float64),
     "spread_size": ((len(SPANS),), np.float64),
 }  # fmt: skip
+_STEADY_FIELDS: Final = {
+    f"{of}_{part}": ((len(SPANS),), np.float64) for of in ("steady", "kept") for part in ("excess", "size")
+}
+
+
+def _fields(*, steady: bool) -> dict[str, tuple[tuple[int, ...], Any]]:
+    return _FIELDS | _STEADY_FIELDS if steady else dict(_FIELDS)
 
 
 class RatioBank:
@@ -42,18 +49,24 @@ class RatioBank:
         warm_up: windows that are learned before any is judged.
         adopt_after: anomalous windows that make a new normal.
         alarm: windows less probable than this are not learned.
+        steady: judge by the spread of before the latest LONGEST windows or more, as the share always is: a rise that
+            takes so long must not widen what it is judged by.
     """
 
-    def __init__(self, *, half_life: int = 360, warm_up: int = 90, adopt_after: int = 180, alarm: float = 1e-4) -> None:
+    def __init__(
+        self, *, half_life: int = 360, warm_up: int = 90, adopt_after: int = 180, alarm: float = 1e-4,
+        steady: bool = False,
+    ) -> None:  # fmt: skip
         self.half_life = half_life
         self.warm_up = warm_up
         self.adopt_after = adopt_after
         self.alarm = alarm
+        self.steady = steady
         self.length = 0
         self._keep = 2.0 ** (-1.0 / half_life)
         self._memories = np.maximum(half_life, SPREAD_SPANS * _SPANS)
         self._at: dict[str, NDArray[Any]] = {
-            name: np.zeros((64, *shape), kind) for name, (shape, kind) in _FIELDS.items()
+            name: np.zeros((64, *shape), kind) for name, (shape, kind) in _fields(steady=steady).items()
         }
 
     def grow(self, length: int) -> None:
@@ -97,6 +110,8 @@ class RatioBank:
         window = np.stack([np.minimum(bad, total), total], axis=1)
         sums = at["sums"][rows] + window[:, None, :]  # (R, K, 2)
         complete = at["size"][rows][:, None] + 1 >= _SPANS
+        if self.steady:
+            self._keep_spread(rows)
         p_values = self._judge(rows, sums, complete)
         odd = p_values < self.alarm
         at["count"][rows] += 1
@@ -104,16 +119,23 @@ class RatioBank:
         self._push(rows, window, odd)
         return p_values
 
-    def _spread(self, rows: Ints) -> Floats:
-        excess, size = self._at["spread_excess"][rows], self._at["spread_size"][rows]
+    def _spread(self, rows: Ints, of: str = "spread") -> Floats:
+        excess, size = self._at[f"{of}_excess"][rows], self._at[f"{of}_size"][rows]
         return np.maximum(excess / (size + LEAST_SIZE), 0.0)
+
+    def _keep_spread(self, rows: Ints) -> None:
+        """Every LONGEST windows of a series: what was the spread the last time is what it is judged by from now on."""
+        due = rows[self._at["count"][rows] % LONGEST == 0]
+        for part in ("excess", "size"):
+            self._at[f"steady_{part}"][due] = self._at[f"kept_{part}"][due]
+            self._at[f"kept_{part}"][due] = self._at[f"spread_{part}"][due]
 
     def _judge(self, rows: Ints, sums: Floats, complete: NDArray[np.bool_]) -> Floats:
         at = self._at
         p_values = np.ones(len(rows))
         known = at["past"][rows, 1]
         share = self.shares(rows)
-        spread = np.minimum(self._spread(rows), 0.99)
+        spread = np.minimum(self._spread(rows, "steady" if self.steady else "spread"), 0.99)
         judged = complete & (at["spread_count"][rows] >= TRIED_SPANS * _SPANS)
         concentration = 1.0 / (1.0 / (known[:, None] + 2.0) + spread) - 1.0
         bad, total = sums[..., 0], sums[..., 1]
@@ -196,7 +218,9 @@ class RatioBank:
     def dump(self) -> bytes:
         """A checkpoint: arrays in numpy's own format, with no pickles."""
         file = io.BytesIO()
-        settings = np.array([VERSION, self.half_life, self.warm_up, self.adopt_after, self.alarm], np.float64)
+        settings = np.array(
+            [VERSION, self.half_life, self.warm_up, self.adopt_after, self.alarm, self.steady], np.float64
+        )
         arrays: dict[str, Any] = {name: held[: self.length] for name, held in self._at.items()}
         np.savez_compressed(file, settings=settings, **arrays)
         return file.getvalue()
@@ -211,16 +235,21 @@ class RatioBank:
         try:
             with np.load(io.BytesIO(dumped), allow_pickle=False) as found:
                 settings: list[float] = found["settings"].tolist()
-                arrays = {name: found[name] for name in _FIELDS}
+                fields = _fields(steady=bool(settings[-1]))
+                arrays = {name: found[name] for name in fields}
         except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
             raise _unreadable(type(error).__name__) from error
-        if len(settings) != 5 or int(settings[0]) != VERSION:
+        if len(settings) != 6 or int(settings[0]) != VERSION:
             raise _unreadable(f"version {settings[:1]}")
         bank = cls(
-            half_life=int(settings[1]), warm_up=int(settings[2]), adopt_after=int(settings[3]), alarm=settings[4]
+            half_life=int(settings[1]),
+            warm_up=int(settings[2]),
+            adopt_after=int(settings[3]),
+            alarm=settings[4],
+            steady=bool(settings[5]),
         )
         bank.grow(len(arrays["count"]))
-        for name, (shape, kind) in _FIELDS.items():
+        for name, (shape, kind) in fields.items():
             if arrays[name].shape != (bank.length, *shape) or arrays[name].dtype != kind:
                 raise _unreadable(f"{name} {arrays[name].dtype} {arrays[name].shape}")
             bank._at[name][: bank.length] = arrays[name]

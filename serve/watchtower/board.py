@@ -119,7 +119,16 @@ def dump_alarms(alarms: Sequence[Alarm]) -> bytes:
     """Alarms as JSON."""
     return orjson.dumps(
         [
-            [alarm.slice, alarm.metric, alarm.window_ms, alarm.evidence, alarm.expected, alarm.total, alarm.bad]
+            [
+                alarm.slice,
+                alarm.metric,
+                alarm.window_ms,
+                alarm.evidence,
+                alarm.expected,
+                alarm.total,
+                alarm.bad,
+                alarm.windows,
+            ]
             for alarm in alarms
         ]
     )
@@ -127,10 +136,10 @@ def dump_alarms(alarms: Sequence[Alarm]) -> bytes:
 
 def load_alarms(dumped: bytes) -> Iterator[Alarm]:
     """The reverse of `dump_alarms`."""
-    for pairs, metric, window_ms, evidence, expected, total, bad in orjson.loads(dumped):
+    for pairs, metric, window_ms, evidence, expected, total, bad, windows in orjson.loads(dumped):
         yield Alarm(
             slice=slice_of(pairs), metric=metric, window_ms=window_ms, evidence=evidence, expected=expected,
-            total=total, bad=bad,
+            total=total, bad=bad, windows=windows,
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WINDOW_MS, Leaf
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
 from serve.watchtower.bank import RatioBank
 from serve.watchtower.counts import CountDetector
+from serve.watchtower.drifts import DriftWatch
 from serve.watchtower.likelihoods import negative_binomial_tail
 from serve.watchtower.state import checked, stamped
 
@@ -63,7 +64,7 @@ _KEEP_LEAVES: Final = 4
 _LEAST_LEAVES: Final = 10_000
 """Leaves are remembered until there are so many more than in a window."""
 _KIND: Final = "slices"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 class _SliceIndex:
@@ -149,6 +150,7 @@ class SliceWatch:
         self._seen = np.zeros(64, np.int64)  # by row: the latest window that said anything
         self._free: list[int] = []
         self._bank = RatioBank(half_life=1080, warm_up=45, adopt_after=2160, alarm=5e-3)
+        self._drifts = DriftWatch()
         self._before: dict[tuple[Slice, str], float] = {}
         self._starts: dict[Slice, CountDetector] = {}
         self._began: dict[Slice, int] = {}
@@ -173,6 +175,7 @@ class SliceWatch:
             *self._judge_shares(at, slices, rows, counts.astype(np.float64)),
             *self._judge_starts(at, single),
             *self._judge_reports(at, single),
+            *self._drifts.see(at, rows, counts, self._named),
         ]
         if self._windows % 360 == 0:
             self._forget_old()
@@ -180,6 +183,9 @@ class SliceWatch:
 
     def _is_ours(self, slice_: Slice) -> bool:
         return self._shards == 1 or zlib.crc32(repr(slice_).encode()) % self._shards == self._shard
+
+    def _named(self, row: int) -> Slice:
+        return next(slice_ for slice_, known in self._rows.items() if known == row)
 
     def _sums_of(self, window: Window) -> tuple[list[Slice], NDArray[np.int64], NDArray[np.int64]]:
         """Slices that the window says something of, their rows (S,) and counts (S, WIDTH); in the order of rows.
@@ -291,6 +297,7 @@ class SliceWatch:
             if self._windows - self._seen[row] > _KEEP_WINDOWS:
                 self._rows.pop(slice_)
                 self._bank.reset(np.arange(row * len(METRICS), (row + 1) * len(METRICS)))
+                self._drifts.forget(row)
                 self._free.append(row)
                 self._starts.pop(slice_, None)
                 self._began.pop(slice_, None)
@@ -302,6 +309,7 @@ class SliceWatch:
             "shard": self._shard, "shards": self._shards, "most": self._most, "windows": self._windows,
             "slices": [[slice_, row, int(self._seen[row])] for slice_, row in self._rows.items()],
             "free": self._free, "bank": base64.b85encode(self._bank.dump()).decode(),
+            "drifts": self._drifts.state(),
             "before": [[*key, evidence] for key, evidence in self._before.items()],
             "starts": [[slice_, detector.state()] for slice_, detector in self._starts.items()],
             "began": list(self._began.items()),
@@ -323,6 +331,7 @@ class SliceWatch:
         for _, row, seen in state["slices"]:
             watch._seen[row] = seen
         watch._bank = RatioBank.load(base64.b85decode(state["bank"]))
+        watch._drifts = DriftWatch.from_state(state["drifts"])
         watch._before = {(slice_of(pairs), metric): evidence for pairs, metric, evidence in state["before"]}
         watch._starts = {slice_of(pairs): CountDetector.from_state(one) for pairs, one in state["starts"]}
         watch._began = {slice_of(pairs): count for pairs, count in state["began"]}

@@ -2,8 +2,11 @@
 
 Each window's alarms are localised, metric by metric, over the leaves since the outage began. Slices that explain the
 same sessions are one outage; its slice is the one that most evidence speaks for, window after window, so that a name
-does not change with the noise. An outage is suspected at its first alarm, confirmed by a second, recovering once its
-metrics are as usual again, and closed when they stay so; what was usual is what was so before it began.
+does not change with the noise. Alarms of many windows (serve.watchtower.drifts) are not localised, since the recent
+leaves do not show what is slow: the slice with most evidence is named.
+
+An outage is suspected at its first alarm, confirmed by a second (an alarm of many windows needs none), recovering once
+its metrics are as usual again, and closed when they stay so; what was usual is what was so before it began.
 
 Times UTC ms, by the log's clock.
 """
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from serve.telemetry.reports import DIMENSIONS
 from serve.telemetry.sessions import ATTEMPTS, METRICS, WIDTH, WINDOW_MS, Leaf, Window
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
+from serve.watchtower.drifts import LONGEST, STEP
 from serve.watchtower.localisation import Cause, evidence_of, localise
 from serve.watchtower.localisation_table import LeafTable
 from serve.watchtower.outages import Effect, Outage, State, as_json, from_json
@@ -70,7 +74,7 @@ _NEVER_ALONE: Final = frozenset({"silence"})
 _ONCE: Final = ("start_failures", "start_timeouts", "failures")
 """Metrics that a session is bad in once for all, by one of them."""
 _KIND: Final = "tracker"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 Ints = NDArray[np.int64]
 
@@ -96,6 +100,7 @@ class _Case:
     calm: int = 0
     hurt: float = 0.0
     pace: float = 0.0  # bad ones a window, at the worst
+    slow: bool = False  # found by an alarm of many windows
 
 
 class OutageTracker:
@@ -111,6 +116,7 @@ class OutageTracker:
         self._filling: list[_Block] = []
         self._cases: list[_Case] = []
         self._gaps: dict[Slice, int] = {}
+        self._over: list[tuple[Slice, tuple[str, ...], int]] = []  # slice, metrics and end of what has closed lately
 
     @property
     def outages(self) -> list[Outage]:
@@ -129,14 +135,23 @@ class OutageTracker:
         self._hear_gaps(window.start_ms, alarms)
         before = {case.outage.outage_id: case.outage for case in self._cases}
         usable = [alarm for alarm in alarms if alarm.metric != GAP and not self._is_unsure(alarm)]
-        for metric, of_metric in _by_metric(usable)[:_MOST_LOCALISED]:
+        slow = [alarm for alarm in usable if alarm.windows > 1]
+        for metric, of_metric in _by_metric(alarm for alarm in usable if alarm.windows == 1)[:_MOST_LOCALISED]:
             if not self._is_explained(metric, of_metric, window.start_ms):
                 self._localise(metric, of_metric[0], window.start_ms, now)
+        for alarm in slow:
+            self._hear_slow(alarm, now)
         changed = []
         for case in list(self._cases):
             self._live(case, window.start_ms, now)
             if case.outage != before.get(case.outage.outage_id) and self._is_told(case, before):
                 changed.append(case.outage)
+        self._over += [
+            (slice_of(case.outage.slice.items()), tuple(case.usual), now)
+            for case in self._cases
+            if not case.outage.is_open
+        ]
+        self._over = [one for one in self._over if now - one[2] < LONGEST * WINDOW_MS]
         self._cases = [case for case in self._cases if case.outage.is_open]
         return changed
 
@@ -285,6 +300,33 @@ class OutageTracker:
             evidence = tuple(sorted([told, *others], key=lambda one: -float(one["log_likelihood_ratio"]))[:6])
         case.outage = replace(case.outage, slice=dict(best), evidence=evidence)
 
+    def _hear_slow(self, alarm: Alarm, now: int) -> None:
+        """Lay an alarm of many windows to what is open, or make an outage of it where nothing else explains it."""
+        explained = False
+        for case in self._cases:
+            if alarm.metric in case.usual and _may_meet(slice_of(case.outage.slice.items()), alarm.slice):
+                explained = True
+                if case.slow:
+                    _note_alarm(case, alarm.window_ms)
+                    case.votes[alarm.slice] = case.votes.get(alarm.slice, 0.0) + alarm.evidence
+        for slice_, metrics, _ in self._over:  # sums over an hour remember an outage that is over
+            explained = explained or (alarm.metric in metrics and _may_meet(slice_, alarm.slice))
+        if explained:
+            return
+        excess, share = alarm.bad - alarm.expected * alarm.total, alarm.bad / alarm.total
+        case = self._open(alarm.slice, alarm.metric, now - alarm.windows * WINDOW_MS, now)
+        case.slow, case.hurt = True, excess
+        case.votes[alarm.slice] = alarm.evidence
+        case.usual[alarm.metric] = alarm.expected
+        case.outage = replace(case.outage, evidence=({
+            "slice": dict(alarm.slice), "metric": alarm.metric, "score": 1.0, "total": alarm.total, "bad": alarm.bad,
+            "expected": alarm.expected * alarm.total, "excess": excess, "ratio_before": alarm.expected,
+            "ratio_now": share, "log_likelihood_ratio": alarm.evidence * math.log(10), "p_value": 10**-alarm.evidence,
+            "windows": alarm.windows,
+        },))  # fmt: skip
+        _note_alarm(case, alarm.window_ms)
+        self._cases.append(case)
+
     def _is_explained(self, metric: str, alarms: Sequence[Alarm], window_ms: int) -> bool:
         """Whether a metric's alarms are what open outages make one expect, so that nothing needs to be searched."""
         for case in self._cases:
@@ -351,14 +393,16 @@ class OutageTracker:
 
     def _is_calm(self, case: _Case, slice_: Slice) -> bool:
         """Whether an outage's metrics are as usual now."""
-        windows = _CALM_WINDOWS if case.pace >= _FEW else _CALM_WINDOWS_OF_FEW
+        if case.slow and self._fine[-1].start_ms - case.alarmed[-1] < 2 * STEP * WINDOW_MS:
+            return False
+        windows = FINE if case.slow else _CALM_WINDOWS if case.pace >= _FEW else _CALM_WINDOWS_OF_FEW
         return all(_is_usual(effect) for effect in self._effects(case, slice_, windows))
 
     def _next_state(self, case: _Case, window_ms: int) -> State:
         state = case.outage.state
         lately = sum(window_ms - window < CONFIRMED_WITHIN * WINDOW_MS for window in case.alarmed)
         if state == "suspected":
-            if lately >= CONFIRMED_AFTER and case.hurt >= LEAST_HURT:
+            if (lately >= CONFIRMED_AFTER or case.slow) and case.hurt >= LEAST_HURT:
                 return "confirmed"
             return "closed" if case.calm >= SUSPICION_ENDS else "suspected"
         if case.calm >= CLOSED_AFTER:
@@ -402,11 +446,11 @@ class OutageTracker:
             "names": self._names,
             **{name: [_dumped(block) for block in blocks]
                for name, blocks in (("fine", self._fine), ("coarse", self._coarse), ("filling", self._filling))},
-            "gaps": list(self._gaps.items()),
+            "gaps": list(self._gaps.items()), "over": self._over,
             "cases": [
                 {"outage": as_json(case.outage), "votes": list(case.votes.items()), "usual": case.usual,
                  "alarmed": case.alarmed, "calm": case.calm, "hurt": case.hurt,
-                 "pace": case.pace}
+                 "pace": case.pace, "slow": case.slow}
                 for case in self._cases
             ],
         })  # fmt: skip
@@ -428,10 +472,11 @@ class OutageTracker:
         tracker._cases = [
             _Case(
                 from_json(case["outage"]), {slice_of(pairs): vote for pairs, vote in case["votes"]},
-                dict(case["usual"]), list(case["alarmed"]), case["calm"], case["hurt"], case["pace"],
+                dict(case["usual"]), list(case["alarmed"]), case["calm"], case["hurt"], case["pace"], case["slow"],
             )
             for case in state["cases"]
         ]  # fmt: skip
+        tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
         return tracker
 
 
