@@ -11,6 +11,7 @@ config's business (deployments/serve/*.yaml). Stages know nothing of Ray; only t
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,7 +32,8 @@ from serve.bitrate.segments import FeatureLookups
 from serve.errors import PlayheadError
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
-from serve.gateway.outages import POLL_S, OutageBoard
+from serve.gateway.health import HealthBoard
+from serve.gateway.outages import POLL_S, STALE_MS, OutageBoard
 from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
 from serve.gateway.stages import ModelState, Stages
@@ -46,6 +48,7 @@ from serve.ranking import Ranker, RankerSettings
 from serve.schemas import Answer, HomeQuery
 from serve.steering.pathways import read_pathways
 from serve.telemetry.log import TelemetryWriter
+from serve.vitals import LOOK_S, Vitals, VitalsWriter
 
 _FLUSH_S: Final = 1.0
 _STATES_S: Final = 2.0
@@ -88,7 +91,9 @@ async def open_gateway(
     entrance = arguments.entrance(server_echoes_id=server_echoes_id)
     settings = arguments.settings()
     metrics = Metrics()
-    told_outages = OutageBoard(settings, metrics)
+    told_outages, told_health = OutageBoard(settings, metrics), HealthBoard(settings, metrics)
+    vitals, fresh_within_s = Vitals(), _fresh_within_s(arguments)
+    vitals_writer = VitalsWriter(vitals, metrics, settings.redis_url, secrets.token_hex(8), fresh_within_s)
     steering = SteeringStage(read_pathways(arguments.steering), outages or told_outages) if arguments.steering else None
     live = _live_ranker(arguments, metrics, with_model=ranker is None)
     await live.start()
@@ -110,7 +115,8 @@ async def open_gateway(
     quality, estimates = _quality(arguments, metrics)
     await estimates.look()
     beside = [live.run, quality.runner.run, estimates.run, lambda: every(_FLUSH_S, metrics.flush)]
-    beside.append(lambda: every(POLL_S, told_outages.look))
+    beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
+    beside.append(lambda: every(LOOK_S, vitals_writer.look))
     told: list[Callable[[], Sequence[ModelState]]] = []
     if ranker is None:
         told.append(lambda: live.states)
@@ -141,7 +147,7 @@ async def open_gateway(
         async with running(*beside):
             yield
         await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close(), telemetry.close())
-        await told_outages.close()
+        await asyncio.gather(told_outages.close(), told_health.close(), vitals_writer.close())
         metrics.close()
 
     return create(
@@ -149,6 +155,10 @@ async def open_gateway(
         metrics,
         quality=quality,
         outages=told_outages,
+        health=told_health,
+        vitals=vitals,
+        recommend_model=arguments.model,
+        bitrate_model=arguments.bitrate_model,
         steering=steering,
         entrance=entrance,
         request_log=arguments.request_log(),
@@ -280,6 +290,15 @@ def _live_planner(arguments: Arguments, metrics: Metrics) -> tuple[BitratePlanne
     )
     models = arguments.settings().models
     return planner, LiveModel(planner, models, arguments.bitrate_model, arguments.champion_poll_s, metrics)
+
+
+def _fresh_within_s(arguments: Arguments) -> dict[str, float]:
+    """Largest ages of what answers are made from, seconds; several reads may fail before one is trouble."""
+    return {
+        "title_stats": max(60.0, 6 * arguments.title_stats_poll_s),
+        "catalogue": max(120.0, 4 * arguments.catalogue_poll_s),
+        "outages": STALE_MS / 1000,
+    }
 
 
 def _live_ranker(arguments: Arguments, metrics: Metrics, *, with_model: bool) -> LiveRanker:

@@ -70,6 +70,9 @@ class Metrics:
 
     Cheap enough to be called several times a request; not thread-safe between `flush` and the rest, so call all of it
     from the event loop and only `render` from wherever.
+
+    Attributes:
+        marks: when each part was last read, as `refreshed` was told.
     """
 
     def __init__(self) -> None:
@@ -123,6 +126,7 @@ class Metrics:
                 registry=self.registry,
             ),
         }
+        self.marks: dict[str, float] = {}
         self._pending: Tally[tuple[str, ...]] = Tally()
         self._refreshed = Gauge(
             "playhead_refreshed_timestamp_seconds",
@@ -146,6 +150,20 @@ class Metrics:
             "playhead_outages",
             "Open outages by state, as this service last knew.",
             ["state"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self._self_alarms = Gauge(  # the Watchtower's count, which all replicas show: it must not be added up
+            "playhead_self_alarms_total",
+            "Episodes in which something of Playhead itself was not as usual, as the Watchtower counts them.",
+            ["what", "version"],
+            registry=self.registry,
+            multiprocess_mode="livemax",
+        )
+        self._self_alarms_open = Gauge(
+            "playhead_self_alarms_open",
+            "Whether such an episode goes on.",
+            ["what", "version"],
             registry=self.registry,
             multiprocess_mode="livemax",
         )
@@ -204,7 +222,8 @@ class Metrics:
         self._model.labels(model, version).set(1 if live else 0)
 
     def refreshed(self, part: str, timestamp_s: float) -> None:
-        """Say when a part (catalogue, title_stats) was last read, Unix seconds."""
+        """Say when a part (catalogue, title_stats, outages, health) was last read, Unix seconds."""
+        self.marks[part] = timestamp_s
         self._refreshed.labels(part).set(timestamp_s)
 
     def outages(self, states: Sequence[str], as_of_s: float) -> None:
@@ -214,6 +233,22 @@ class Metrics:
             self._outages.labels(state).set(counts[state])
         if as_of_s:
             self.refreshed("outages", as_of_s)
+
+    def self_alarm(self, what: str, version: str, *, total: int, is_open: bool) -> None:
+        """Say how often something of Playhead itself was not as usual, and whether it is so now.
+
+        Args:
+            what: `signal:subject`, such as `slow:recommend`.
+            version: of a model; empty where the subject is none.
+            total: episodes so far.
+            is_open: whether one goes on.
+        """
+        self._self_alarms.labels(what, version).set(total)
+        self._self_alarms_open.labels(what, version).set(1 if is_open else 0)
+
+    def self_alarm_over(self, what: str, version: str) -> None:
+        """Say that nothing goes on of what nobody judges any more."""
+        self._self_alarms_open.labels(what, version).set(0)
 
     def catalogue_titles(self, count: int) -> None:
         """Say how many titles the catalogue holds."""

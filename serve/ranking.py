@@ -29,13 +29,12 @@ from serve.logs import get
 from serve.memory import Acquaintance, Memory
 from serve.pages import ESTIMATES, PageBuilder, Ranking, Setting
 from serve.rendering import render_items, render_rows
-from serve.schemas import Answer, HomeQuery
+from serve.schemas import MODEL_FAILED, Answer, HomeQuery
 from serve.scoring import RankingModel, Scorer
 from serve.shelves import Popularity, Shelf, Stock, directions
 
 CATALOGUE_MISSING: Final = "catalogue_missing"
 MODEL_MISSING: Final = "model_missing"
-MODEL_FAILED: Final = "model_failed"
 STATISTICS_MISSING: Final = "statistics_missing"
 UNKNOWN_PROFILE: Final = "unknown_profile"
 EMPTY_HISTORY: Final = "empty_history"

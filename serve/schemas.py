@@ -6,7 +6,9 @@ renders a page straight to bytes (`Answer`), and a test holds the bytes to these
 Units: *_ts are UTC milliseconds since the epoch, *_ms milliseconds; play, finish, thumbs_up and progress are 0 to 1.
 """
 
+import re
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Annotated, Final, Self
 
 import orjson
@@ -23,6 +25,11 @@ MAX_ITEMS: Final = 50
 
 MAX_EVENTS: Final = 500
 """Most events of one POST /v1/events."""
+
+MODEL_FAILED: Final = "model_failed"
+"""In `degraded`: the model raised, and popular titles answer."""
+
+_SCORE: Final = re.compile(rb'"score":(-?\d[^,}]*)')
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -245,6 +252,14 @@ class Answer:
         """A home page with no rows: the last resort of a gateway that reached no ranker in time."""
         members = b'"profile_id":%b,"rows":[]' % orjson.dumps(profile_id)
         return cls(members=members, versions={}, degraded=degraded, generated_ts=generated_ts)
+
+    def scores(self, most: int) -> list[float]:
+        """Scores of the first titles on it, as they are shown; titles without one are left out.
+
+        Args:
+            most: so many at most.
+        """
+        return [float(found[1]) for found in islice(_SCORE.finditer(self.members), most)]
 
     def body(self, request_id: str) -> bytes:
         """The whole JSON answer, UTF-8."""

@@ -11,6 +11,7 @@ from serve.bitrate.rules import choose
 from serve.bitrate.sessions import Session, expected_vmaf
 from serve.logs import get
 from serve.metrics import Metrics
+from serve.vitals import ModelVitals
 
 _LOG_EVERY_S: Final = 10.0
 """A planner that fails is logged so often, not at each request."""
@@ -112,10 +113,12 @@ class Decider:
         planner: asked first.
         lookups: what is known of titles and networks.
         metrics: where decisions and failures are counted.
+        vitals: told of each plan.
     """
 
-    def __init__(self, planner: Planner, lookups: Lookups, metrics: Metrics) -> None:
+    def __init__(self, planner: Planner, lookups: Lookups, metrics: Metrics, vitals: ModelVitals) -> None:
         self._planner = planner
+        self._vitals = vitals
         self._lookups = lookups
         self._metrics = metrics
         self._log = get("bitrate")
@@ -152,8 +155,9 @@ class Decider:
 
     async def _plan(self, sessions: Sequence[Session], within_s: float) -> Plan | str:
         """The plan, or the reason why there is none."""
+        started_s = time.perf_counter()
         try:
-            return await self._planner.plan(sessions, within_s)
+            plan = await self._planner.plan(sessions, within_s)
         except NoPlan as error:
             reason = error.reason
         except TimeoutError:
@@ -161,8 +165,21 @@ class Decider:
         except Exception as error:  # noqa: BLE001 - whatever a policy does, playback goes on
             reason = PLANNER_FAILED
             self._report(error)
+        else:
+            self._count(sessions, plan, time.perf_counter() - started_s)
+            return plan
         self._metrics.stage_failure("bitrate", reason)
+        self._vitals.failed(len(sessions))
         return reason
+
+    def _count(self, sessions: Sequence[Session], plan: Plan, seconds: float) -> None:
+        """Tell of a plan: its decisions, what it took by the measure of a small one, and how high it chose."""
+        count, rung = len(sessions), plan.rungs[0]
+        seconds *= INLINE / max(count, INLINE)
+        sampled = self._vitals.decided(plan.version, count, plan.rungs.count(-1), seconds)
+        highest = len(sessions[0].rungs_kbps) - 1
+        if sampled and rung >= 0 and highest > 0:
+            self._vitals.scored(plan.version, rung / highest)
 
     def _report(self, error: Exception) -> None:
         now_s = time.monotonic()

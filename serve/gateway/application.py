@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final
@@ -17,6 +18,7 @@ from serve.errors import PlayheadError
 from serve.gateway.bitrate import BitrateRoutes
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
+from serve.gateway.health import HealthBoard
 from serve.gateway.ops import OpsRoutes
 from serve.gateway.outages import OutageBoard, OutageRoutes
 from serve.gateway.player import PlayerRoutes
@@ -27,7 +29,9 @@ from serve.gateway.steering import SteeringRoutes, SteeringStage
 from serve.gateway.telemetry import TelemetryRoutes
 from serve.logs import RequestLog, RequestLogSettings
 from serve.metrics import Metrics
+from serve.quality.estimates import MODEL
 from serve.quality.schemas import QualityRequest
+from serve.vitals import ModelVitals, Vitals
 
 _DESCRIPTION: Final = (
     "What to watch, in milliseconds, changed by the viewer's last event. Every answer carries a request_id, the "
@@ -42,6 +46,10 @@ def create(
     *,
     quality: QualityStage,
     outages: OutageBoard,
+    health: HealthBoard,
+    vitals: Vitals,
+    recommend_model: str,
+    bitrate_model: str,
     steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
@@ -54,13 +62,20 @@ def create(
         stages: what answers.
         metrics: where requests are counted and stages timed.
         quality: what answers the quality routes.
-        outages: what the Watchtower tells.
+        outages: what the Watchtower tells of playback.
+        health: what it tells of Playhead itself.
+        vitals: where answers and decisions are counted for it.
+        recommend_model: name of the ranker's model.
+        bitrate_model: name of the planner's.
         steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
         store_deadline_ms: longest wait for a profile's features, milliseconds.
         background: what runs beside the requests from start to shutdown.
     """
+
+    def counted(model: str) -> ModelVitals:
+        return vitals.model(model, partial(stages.version, model))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,13 +91,13 @@ def create(
         lifespan=lifespan,
     )
     app.router.route_class = ModelRoute
-    PlayerRoutes(stages, metrics, store_deadline_ms).add_to(app)
-    BitrateRoutes(Decider(stages.planner, stages.lookups, metrics)).add_to(app)
-    QualityRoutes(quality).add_to(app)
+    PlayerRoutes(stages, metrics, store_deadline_ms, counted(recommend_model)).add_to(app)
+    BitrateRoutes(Decider(stages.planner, stages.lookups, metrics, counted(bitrate_model))).add_to(app)
+    QualityRoutes(quality, counted(MODEL)).add_to(app)
     OutageRoutes(outages).add_to(app)
     SteeringRoutes(steering).add_to(app)
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
-    OpsRoutes(stages, metrics).add_to(app)
+    OpsRoutes(stages, metrics, health).add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PlayheadError)
@@ -111,7 +126,8 @@ def create(
         if isinstance(route, ModelRoute) and "{" not in route.path
         for method in route.methods or ()
     }
-    return Entrance(app, direct=direct, settings=entrance, metrics=metrics, log=RequestLog(request_log))
+    log = RequestLog(request_log)
+    return Entrance(app, direct=direct, settings=entrance, metrics=metrics, vitals=vitals, log=log)
 
 
 def _openapi(app: FastAPI, *, bearer: bool) -> dict[str, Any]:

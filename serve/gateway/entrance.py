@@ -21,6 +21,7 @@ from serve.errors import InvalidInput, PlayheadError
 from serve.gateway.errors import Unauthorized, Words, internal_response, problem_response
 from serve.logs import RequestLog
 from serve.metrics import Metrics
+from serve.vitals import Vitals
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -114,6 +115,7 @@ class Entrance:
             more than such a handler itself.
         settings: how requests are let in.
         metrics: where answers are counted.
+        vitals: where they are counted for the Watchtower.
         log: where notable answers are logged.
     """
 
@@ -124,12 +126,14 @@ class Entrance:
         direct: Mapping[tuple[str, str], Handler],
         settings: EntranceSettings,
         metrics: Metrics,
+        vitals: Vitals,
         log: RequestLog,
     ) -> None:
         self.app = app
         self._direct = direct
         self._settings = settings
         self._metrics = metrics
+        self._vitals = vitals
         self._log = log
         self._authorization = f"Bearer {settings.token}".encode() if settings.token else None
 
@@ -179,6 +183,7 @@ class Entrance:
         self._metrics.request(context.route, context.status)
         if context.degraded:
             self._metrics.degraded(context.degraded)
+        self._vitals.answered(context.route, context.status, seconds, context.degraded)
         self._log.answered(
             request_id=context.request_id,
             route=context.route,

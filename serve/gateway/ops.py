@@ -1,6 +1,7 @@
-"""Routes for operators and their tools: probes, metrics, which model answers."""
+"""Routes for operators and their tools: probes, metrics, which model answers and how it does."""
 
 import asyncio
+from dataclasses import asdict
 from typing import Literal
 
 import orjson
@@ -10,11 +11,12 @@ from pydantic import BaseModel
 from serve.errors import Unavailable
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Words, responses
+from serve.gateway.health import HealthBoard, ModelHealth
 from serve.gateway.stages import Stages
 from serve.metrics import CONTENT_TYPE, Metrics
 
 
-class Health(BaseModel):
+class Probe(BaseModel):
     """Answer of a probe."""
 
     status: Literal["ok"]
@@ -30,6 +32,7 @@ class Model(BaseModel):
         state: `live`; `missing` (none yet: popular titles, or the simple bitrate rule, answer); `refused` (the newest
             cannot be loaded: the one before answers); `unreachable` (its stage does not answer).
         detail: what is wrong; empty when nothing is.
+        health: how the version does on all replicas; null while there is none.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Model(BaseModel):
     loaded_ts: int | None
     state: Literal["live", "missing", "refused", "unreachable"]
     detail: str
+    health: ModelHealth | None
 
 
 class Models(BaseModel):
@@ -52,18 +56,20 @@ class OpsRoutes:
     Args:
         stages: what is asked about.
         metrics: what is shown.
+        health: how versions do.
     """
 
-    def __init__(self, stages: Stages, metrics: Metrics) -> None:
+    def __init__(self, stages: Stages, metrics: Metrics, health: HealthBoard) -> None:
         self._stages = stages
         self._metrics = metrics
+        self._health = health
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to an application whose route class is ModelRoute."""
         app.add_api_route(
             "/healthz",
             self.health,
-            response_model=Health,
+            response_model=Probe,
             tags=["operations"],
             summary="Is the process alive",
             responses=responses(422),
@@ -71,7 +77,7 @@ class OpsRoutes:
         app.add_api_route(
             "/readyz",
             self.ready,
-            response_model=Health,
+            response_model=Probe,
             tags=["operations"],
             summary="May it take traffic",
             responses=responses(422, 503),
@@ -117,6 +123,10 @@ class OpsRoutes:
         return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def models(self, request: Request) -> Response:
-        """Versions, when they went live on the answering replica, and what is wrong with them."""
-        body = {"request_id": context_of(request).request_id, "models": list(self._stages.models())}
+        """Versions, when they went live on the answering replica, what is wrong with them and how they do."""
+        models = [
+            asdict(state) | {"health": self._health.shown(state.name, state.version) if state.version else None}
+            for state in self._stages.models()
+        ]
+        body = {"request_id": context_of(request).request_id, "models": models}
         return Response(orjson.dumps(body), media_type="application/json")

@@ -24,6 +24,7 @@ from serve.metrics import Metrics
 from serve.schemas import (
     MAX_ITEMS,
     MAX_ROWS,
+    MODEL_FAILED,
     Answer,
     EventBatch,
     EventReceipt,
@@ -31,6 +32,7 @@ from serve.schemas import (
     HomeQuery,
     SimilarTitles,
 )
+from serve.vitals import ModelVitals
 
 EXAMPLE_PROFILE: Final = "196"
 EXAMPLE_TITLE: Final = "242"
@@ -40,6 +42,9 @@ _LAST_RESORT_S: Final = 0.05
 
 _MAX_AHEAD: Final = 8
 """Most profiles of one request that the ranker is readied for, and most requests that are worked on."""
+
+_SCORES: Final = 5
+"""First titles of a page whose scores are looked at, of a sample."""
 
 _TIMEOUT_HEADER: Final = {
     "name": "x-request-timeout-seconds",
@@ -92,11 +97,13 @@ class PlayerRoutes:
         stages: what answers.
         metrics: where stages are timed.
         store_deadline_ms: longest wait for a profile's features, milliseconds.
+        vitals: told of each page of the ranker's.
     """
 
-    def __init__(self, stages: Stages, metrics: Metrics, store_deadline_ms: float) -> None:
+    def __init__(self, stages: Stages, metrics: Metrics, store_deadline_ms: float, vitals: ModelVitals) -> None:
         self._stages = stages
         self._metrics = metrics
+        self._vitals = vitals
         self._store_deadline_ms = store_deadline_ms
         self._log = RequestLog(RequestLogSettings(), get("player"))
         self._ahead: set[asyncio.Task[None]] = set()
@@ -220,12 +227,30 @@ class PlayerRoutes:
         """The ranker's answer, else the stand-in's, else why there is none."""
         left_s = context.left_ms() / 1000
         reason = await self._asked(context, self._stages.ranker, ask, max(left_s - _LAST_RESORT_S, left_s / 2))
-        if isinstance(reason, Answer) or self._stages.stand_in is None:
+        if isinstance(reason, Answer):
+            self._count(reason)
+            return reason
+        self._vitals.failed()
+        if self._stages.stand_in is None:
             return reason
         answer = await self._asked(context, self._stages.stand_in, ask, context.left_ms() / 1000)
         if isinstance(answer, Answer):
             return replace(answer, degraded=tuple(dict.fromkeys((reason, *answer.degraded))))
         return reason
+
+    def _count(self, answer: Answer) -> None:
+        """Tell of an answer whose version is known: whether its model decided, and what it took and chose."""
+        version = answer.versions.get("model")
+        if version is None:
+            return
+        if answer.degraded and MODEL_FAILED in answer.degraded:
+            self._vitals.decided(version, failed=1)
+            return
+        milliseconds = answer.timings_ms.get("ranker")
+        if milliseconds is None:
+            self._vitals.decided(version)
+        elif self._vitals.decided(version, seconds=milliseconds / 1000) and (scores := answer.scores(_SCORES)):
+            self._vitals.scored(version, sum(scores) / len(scores))
 
     async def _asked(
         self,

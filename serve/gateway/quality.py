@@ -1,6 +1,7 @@
 """Routes for encoding and operations: quality of clips with a reference or without, as jobs; of facts at once."""
 
 import asyncio
+import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO, Final
@@ -9,7 +10,7 @@ import numpy as np
 import orjson
 from fastapi import FastAPI, Path, Request, Response
 
-from serve.errors import InvalidInput, Unavailable
+from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.entrance import Context, context_of
 from serve.gateway.errors import UnsupportedMediaType, Words, responses
 from serve.gateway.player import _TIMEOUT_HEADER
@@ -31,6 +32,7 @@ from serve.quality.schemas import (
     SegmentFacts,
     Side,
 )
+from serve.vitals import ModelVitals
 
 _MOST_WAIT_S: Final = 8.0
 """The ingress gives a request up after 10 s."""
@@ -76,10 +78,12 @@ class QualityRoutes:
 
     Args:
         stage: what answers.
+        vitals: told of each answer of the bitstream model.
     """
 
-    def __init__(self, stage: QualityStage) -> None:
+    def __init__(self, stage: QualityStage, vitals: ModelVitals) -> None:
         self._stage = stage
+        self._vitals = vitals
         self._waiting = 0
         self._uploads = 0
 
@@ -165,10 +169,19 @@ class QualityRoutes:
 
     async def _estimate(self, context: Context, segments: tuple[SegmentFacts, ...]) -> Response:
         model = self._stage.estimator.model
-        if len(segments) <= INLINE:
-            estimates = model.estimate(_facts(segments))
-        else:
-            estimates = await asyncio.to_thread(lambda: model.estimate(_facts(segments)))
+        started_s = time.perf_counter()
+        try:
+            if len(segments) <= INLINE:
+                estimates = model.estimate(_facts(segments))
+            else:
+                estimates = await asyncio.to_thread(lambda: model.estimate(_facts(segments)))
+        except PlayheadError:
+            raise
+        except Exception:
+            self._vitals.decided(model.version, failed=1)
+            raise
+        share = INLINE / max(len(segments), INLINE)  # a large one is measured as a small one
+        self._vitals.decided(model.version, seconds=(time.perf_counter() - started_s) * share)
         report = {
             "kind": "no_reference",
             "model": MODEL,

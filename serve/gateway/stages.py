@@ -135,3 +135,7 @@ class Stages:
     telemetry: TelemetrySink
     models: Callable[[], Sequence[ModelState]]
     not_ready: Callable[[], Sequence[str]]
+
+    def version(self, model: str) -> str | None:
+        """The version of a model that answers, as last known."""
+        return next((state.version for state in self.models() if state.name == model), None)

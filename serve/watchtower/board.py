@@ -8,6 +8,8 @@ playhead:watchtower:alarms:START     what each shard of slices says of it
 playhead:outages                     outages by id: open ones, and those that closed lately
 playhead:outages:log                 each change of an outage, a stream
 playhead:outages:as_of               up to when outages are known, UTC ms
+
+What gateways count of themselves is in serve.vitals, what is made of it in serve.watchtower.health.
 """
 
 from collections.abc import Iterator, Sequence
@@ -79,6 +81,7 @@ def slice_roles() -> list[str]:
 
 
 OUTAGE_ROLE: Final = "outages"
+VITALS_ROLE: Final = "vitals"
 WEBHOOK_ROLE: Final = "webhook"
 
 

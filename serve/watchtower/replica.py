@@ -1,9 +1,10 @@
 """A replica of the Watchtower: it takes its share of the roles, and each role goes on exactly where it was left.
 
 Roles: `sessions:P` folds a partition of the log into sessions and windows, `slices:S` judges a shard of all slices,
-`outages` makes outages of their alarms. A role's step writes what came out together with its checkpoint, in one script
-that only the role's owner may run. So whoever takes a dead replica's role begins at its last step and comes to the same
-windows and alarms: nothing is counted twice, and nothing is missed. Any number of replicas may run; roles spread.
+`outages` makes outages of their alarms, `vitals` judges Playhead itself. A role's step writes what came out together
+with its checkpoint, in one script that only the role's owner may run. So whoever takes a dead replica's role begins at
+its last step and comes to the same windows and alarms: nothing is counted twice, and nothing is missed. Any number of
+replicas may run; roles spread.
 """
 
 import logging
@@ -18,13 +19,16 @@ import redis
 from features.errors import FeaturesError
 from features.networks import Throughput, store_throughput
 from features.settings import Settings
+from serve import vitals
+from serve.errors import InvalidInput
 from serve.telemetry.log import FIELD, PARTITIONS, reports_of, stream_key
 from serve.telemetry.sessions import WINDOW_MS, Sessions, Window
-from serve.watchtower import board
+from serve.watchtower import board, health
 from serve.watchtower.board import Store
 from serve.watchtower.leases import LeaseLost, Leases
 from serve.watchtower.networks import NetworkSums, merged, throughput_of
 from serve.watchtower.outages import Outage
+from serve.watchtower.selfwatch import SelfWatch
 from serve.watchtower.slices import SliceWatch
 from serve.watchtower.tracker import OutageTracker
 
@@ -33,6 +37,9 @@ SHARD_LATE_MS: Final = 20_000
 
 IDLE_GRACE_MS: Final = 500
 """A window is closed so long after its end where no entry comes that shows its end."""
+
+VITALS_LATE_MS: Final = 12_000
+"""Gateways' counts of a window are judged so long after its end; what comes later is not counted."""
 
 _ENTRIES: Final = 200
 _CHECKPOINT_EVERY: Final = 6
@@ -227,6 +234,48 @@ class OutagesRole:
             _log.warning("throughput of networks was not written: %s", error)
 
 
+class VitalsRole:
+    """Judges what all gateways counted of themselves, window by window; each step is a checkpoint."""
+
+    def __init__(self, store: Store, leases: Leases) -> None:
+        self._store = store
+        self._leases = leases
+        self._next = 0
+        self._watch = SelfWatch()
+        state = _read_state(store, board.VITALS_ROLE)
+        if state is not None:
+            try:
+                self._watch = SelfWatch.from_state(state["watch"])
+                self._next = int(state["next"])
+            except InvalidInput as error:
+                _log.warning("watchtower: what is usual of Playhead itself is learned anew: %s", error)
+
+    def step(self) -> bool:
+        """Judge the next window, once it is over for long enough."""
+        now = _store_ms(self._store)
+        kept_since = (now - 1000 * vitals.WINDOW_TTL_S) // vitals.WINDOW_MS * vitals.WINDOW_MS
+        start = max(self._next, kept_since)  # older ones are gone
+        end = start + vitals.WINDOW_MS
+        if now < end + VITALS_LATE_MS:
+            return False
+        changes = self._watch.see(_read_vitals(self._store, start), end)
+        state = {"next": end, "watch": self._watch.state()}
+        commands: list[list[Any]] = [
+            ["SET", health.HEALTH, health.dump_health(self._watch.health())],
+            _state_command(board.VITALS_ROLE, state),
+        ]
+        for change in changes:
+            told = health.dump_change(change)
+            commands.append(["XADD", health.LOG, "MAXLEN", "~", health.MOST_LOGGED, "*", health.CHANGE, told])
+        self._leases.commit(board.VITALS_ROLE, commands)
+        self._next = end
+        for change in changes:
+            level = logging.WARNING if change.is_open else logging.INFO
+            words = "self alarm" if change.is_open else "self alarm over"
+            _log.log(level, "%s: %s %s %s", words, change.what, change.version, change.said)
+        return True
+
+
 class WatchtowerReplica:
     """A replica, in a thread of the caller's.
 
@@ -238,7 +287,7 @@ class WatchtowerReplica:
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
         self._store = connect(settings)
-        roles = [board.OUTAGE_ROLE, *board.slice_roles(), *board.session_roles()]
+        roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, *board.slice_roles(), *board.session_roles()]
         self.leases = Leases(self._store, name, roles)
         self._roles: dict[str, Role] = {}
 
@@ -283,6 +332,8 @@ class WatchtowerReplica:
             role = SessionsRole(self._store, self.leases, int(number))
         elif kind == "slices":
             role = SlicesRole(self._store, self.leases, int(number))
+        elif name == board.VITALS_ROLE:
+            role = VitalsRole(self._store, self.leases)
         else:
             role = OutagesRole(self._store, self.leases, self._settings)
         self._roles[name] = role
@@ -324,6 +375,18 @@ def _next_window(store: Store, start_ms: int) -> tuple[Window, NetworkSums] | No
     if not board.is_complete(store, start_ms + WINDOW_MS, _store_ms(store)):
         return None
     return board.read_window(store, start_ms)
+
+
+def _read_vitals(store: Store, start_ms: int) -> vitals.Window:
+    """What all gateways counted in a window, added up."""
+    found: Any = store.hgetall(vitals.window_key(start_ms))
+    window = vitals.Window()
+    for replica, dumped in sorted(found.items()):
+        try:
+            window.merge(vitals.Window.load(dumped))
+        except ValueError as error:
+            _log.warning("watchtower: vitals of gateway %s were left out: %s", replica.decode(), error)
+    return window
 
 
 def _read_state(store: Store, role: str) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ for _ in range(int(sys.argv[1])):
     metrics.observe("features", 0.002)
 metrics.request("/v1/home", 200)
 metrics.model_live("recommend", "abc", live=True)
+metrics.self_alarm("slow:recommend", "abc", total=5, is_open=True)
 metrics.flush()
 print("ready", flush=True)
 sys.stdin.readline()
@@ -70,6 +71,9 @@ def test_counts_by_label() -> None:
     metrics.model_refused("recommend")
     metrics.refreshed("catalogue", 1_700_000_000.0)
     metrics.catalogue_titles(12)
+    metrics.self_alarm("slow:recommend", "abc", total=3, is_open=True)
+    metrics.self_alarm("slow:recommend", "old", total=1, is_open=True)
+    metrics.self_alarm_over("slow:recommend", "old")
     metrics.flush()
     metrics.flush()
     found = samples(metrics.render())
@@ -80,7 +84,12 @@ def test_counts_by_label() -> None:
     assert found["playhead_stage_failures_total", (("kind", "ranker_timeout"), ("stage", "ranking"))] == 1
     assert found["playhead_model_refused_total", (("model", "recommend"),)] == 1
     assert found["playhead_refreshed_timestamp_seconds", (("part", "catalogue"),)] == 1_700_000_000.0
+    assert metrics.marks == {"catalogue": 1_700_000_000.0}
     assert found["playhead_catalogue_titles", ()] == 12
+    alarm = (("version", "abc"), ("what", "slow:recommend"))
+    assert found["playhead_self_alarms_total", alarm] == 3
+    assert found["playhead_self_alarms_open", alarm] == 1
+    assert found["playhead_self_alarms_open", (("version", "old"), ("what", "slow:recommend"))] == 0
 
 
 def test_processes_that_share_a_folder_show_on_one_page(tmp_path: Path) -> None:
@@ -99,6 +108,7 @@ def test_processes_that_share_a_folder_show_on_one_page(tmp_path: Path) -> None:
 
     observed = ("playhead_stage_seconds_count", (("stage", "features"),))
     live = ("playhead_model_live", (("model", "recommend"), ("version", "abc")))
+    alarms = ("playhead_self_alarms_total", (("version", "abc"), ("what", "slow:recommend")))
     try:
         for worker in workers:
             assert worker.stdout is not None
@@ -107,6 +117,7 @@ def test_processes_that_share_a_folder_show_on_one_page(tmp_path: Path) -> None:
         assert both[observed] == 7
         assert both["playhead_requests_total", (("route", "/v1/home"), ("status", "200"))] == 2
         assert both[live] == 2
+        assert both[alarms] == 5, "the Watchtower's count, which all show, is not added up"
 
         workers[0].send_signal(signal.SIGKILL)
         workers[0].wait()

@@ -1,21 +1,17 @@
 """Replicas of the Watchtower on a real Valkey: the same windows and outages whoever reads, however often one dies."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
 import redis
 
-import serve
 from features.settings import Settings
 from serve.telemetry.log import FIELD, PARTITIONS, Said, partition_of, reports_of, stream_key
 from serve.telemetry.reports import Report
@@ -24,6 +20,7 @@ from serve.watchtower import board
 from serve.watchtower.leases import LEASE_MS, LeaseLost, Leases
 from serve.watchtower.replica import WatchtowerReplica
 from serve.watchtower.tower import Watchtower
+from tests.serve.watchtower.conftest import wait_for
 
 MINUTES = 25
 BROKEN_FROM_S = 20 * 60
@@ -69,7 +66,7 @@ def audience(start_ms: int, minutes: int = MINUTES, seed: int = 0) -> list[Entry
     return entries
 
 
-def append(store: "redis.Redis", entries: list[Entry]) -> None:
+def append(store: redis.Redis, entries: list[Entry]) -> None:
     pipe = store.pipeline(transaction=False)
     for sequence, (at, partition, entry) in enumerate(entries):
         pipe.xadd(stream_key(partition), {FIELD: entry}, id=f"{at}-{sequence + 1}")
@@ -93,63 +90,19 @@ def expected_windows(entries: list[Entry]) -> dict[int, Window]:
     return {start: window for start, window in windows.items() if start < last}
 
 
-CODE = """
-import logging, sys, threading
-from features.settings import Settings
-from serve.watchtower.replica import WatchtowerReplica
-logging.basicConfig(level=logging.WARNING)
-WatchtowerReplica(Settings.from_env(), sys.argv[1]).run(threading.Event())
-"""
-
-
-@pytest.fixture
-def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """Starts replicas as processes; those that still live are killed at the end."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def begin(name: str) -> subprocess.Popen[bytes]:
-        environment = {
-            **os.environ, "REDIS_URL": settings.redis_url, "PLAYHEAD_HOME": str(settings.home),
-            "PYTHONPATH": str(Path(serve.__file__).parents[1]),
-        }  # fmt: skip
-        with (tmp_path / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, "-c", CODE, name], env=environment, stderr=log)
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(settings.redis_url, socket_timeout=10) as client:
-        yield client
-
-
-def wait_for(met: Callable[[], Any], within_s: float = 90) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := met()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    return found
-
-
-def read_up_to(store: "redis.Redis", end_ms: int) -> bool:
+def read_up_to(store: redis.Redis, end_ms: int) -> bool:
     found = store.hgetall(board.PROGRESS)
     return len(found) == PARTITIONS and all(int(told.split(b":")[0]) >= end_ms for told in found.values())
 
 
-def outages(store: "redis.Redis") -> list[Any]:
+def outages(store: redis.Redis) -> list[Any]:
     return [board.load_outage(dumped) for dumped in store.hvals(board.OUTAGES)]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("deaths", [0, 3])
 def test_windows_and_outages_are_the_same_however_often_replicas_die(
-    store: "redis.Redis", settings: Settings, start: Callable[[str], subprocess.Popen[bytes]], deaths: int
+    store: redis.Redis, settings: Settings, start: Callable[[str], subprocess.Popen[bytes]], deaths: int
 ) -> None:
     now = int(time.time() * 1000)
     began = (now - MINUTES * 60_000) // WINDOW_MS * WINDOW_MS
@@ -181,7 +134,7 @@ def test_windows_and_outages_are_the_same_however_often_replicas_die(
     assert sum(store.xlen(stream_key(partition)) for partition in range(PARTITIONS)) < len(entries) // 10
 
 
-def test_in_one_process_it_is_the_same_watch(store: "redis.Redis", settings: Settings) -> None:
+def test_in_one_process_it_is_the_same_watch(store: redis.Redis, settings: Settings) -> None:
     now = int(time.time() * 1000)
     began = (now - MINUTES * 60_000) // WINDOW_MS * WINDOW_MS
     entries = audience(began, seed=1)
@@ -208,7 +161,7 @@ def test_in_one_process_it_is_the_same_watch(store: "redis.Redis", settings: Set
     assert not store.keys(board.lease_key("*"))
 
 
-def test_entries_that_are_none_of_ours_are_left_out(store: "redis.Redis", settings: Settings) -> None:
+def test_entries_that_are_none_of_ours_are_left_out(store: redis.Redis, settings: Settings) -> None:
     at = int(time.time() * 1000) - 60_000
     partition = partition_of("good")
     (good,) = Said(at, {}, [{"sid": "good", "e": "ps", "sta": "p", "ts": at}]).parts().values()
@@ -222,7 +175,7 @@ def test_entries_that_are_none_of_ours_are_left_out(store: "redis.Redis", settin
     assert sum(row[REPORTS] for row in counts.values()) == 1
 
 
-def test_roles_spread_over_replicas_and_come_back(store: "redis.Redis") -> None:
+def test_roles_spread_over_replicas_and_come_back(store: redis.Redis) -> None:
     roles = [board.OUTAGE_ROLE, *board.slice_roles(), *board.session_roles()]
     one, other = Leases(store, "one", roles), Leases(store, "other", roles)
 
@@ -244,7 +197,7 @@ def test_roles_spread_over_replicas_and_come_back(store: "redis.Redis") -> None:
     assert one.held == set(roles)
 
 
-def test_only_the_owner_writes(store: "redis.Redis") -> None:
+def test_only_the_owner_writes(store: redis.Redis) -> None:
     leases = Leases(store, "one", ["role"])
     leases.tick()
     leases.commit("role", [["SET", "a", 1], ["HSET", "h", "f", "v"], ["SET", "a", 2]])
@@ -258,7 +211,7 @@ def test_only_the_owner_writes(store: "redis.Redis") -> None:
     assert store.get(board.lease_key("role")) == b"another"
 
 
-def test_alarms_and_throughput_survive_the_board(store: "redis.Redis", settings: Settings) -> None:
+def test_alarms_and_throughput_survive_the_board(store: redis.Redis, settings: Settings) -> None:
     from serve.watchtower.alarms import Alarm  # noqa: PLC0415
     from serve.watchtower.networks import NetworkSums, throughput_of  # noqa: PLC0415
 
