@@ -149,7 +149,7 @@ class OutageTracker:
         self._over += [
             (slice_of(case.outage.slice.items()), tuple(case.usual), now)
             for case in self._cases
-            if not case.outage.is_open
+            if not case.outage.is_open and before[case.outage.outage_id].state != "suspected"
         ]
         self._over = [one for one in self._over if now - one[2] < LONGEST * WINDOW_MS]
         self._cases = [case for case in self._cases if case.outage.is_open]
@@ -291,7 +291,7 @@ class OutageTracker:
             self._cases.append(case)
         case.votes[slice_] = case.votes.get(slice_, 0.0) + vote
         _note_alarm(case, window_ms)
-        best = max(case.votes, key=lambda one: case.votes[one])
+        best = _best(case)
         case.usual.setdefault(metric, _usual(metric, best, table, windows=(now - since) / WINDOW_MS))
         evidence = case.outage.evidence
         if cause is not None:
@@ -303,25 +303,27 @@ class OutageTracker:
     def _hear_slow(self, alarm: Alarm, now: int) -> None:
         """Lay an alarm of many windows to what is open, or make an outage of it where nothing else explains it."""
         explained = False
+        excess, vote = alarm.bad - alarm.expected * alarm.total, alarm.evidence * math.log(10)
         for case in self._cases:
             if alarm.metric in case.usual and _may_meet(slice_of(case.outage.slice.items()), alarm.slice):
                 explained = True
-                if case.slow:
+                if case.slow or case.outage.state == "suspected":
+                    case.slow, case.hurt = True, max(case.hurt, excess)
+                    case.votes[alarm.slice] = case.votes.get(alarm.slice, 0.0) + vote
+                    case.outage = replace(case.outage, slice=dict(_best(case)))
                     _note_alarm(case, alarm.window_ms)
-                    case.votes[alarm.slice] = case.votes.get(alarm.slice, 0.0) + alarm.evidence
         for slice_, metrics, _ in self._over:  # sums over an hour remember an outage that is over
             explained = explained or (alarm.metric in metrics and _may_meet(slice_, alarm.slice))
         if explained:
             return
-        excess, share = alarm.bad - alarm.expected * alarm.total, alarm.bad / alarm.total
         case = self._open(alarm.slice, alarm.metric, now - alarm.windows * WINDOW_MS, now)
         case.slow, case.hurt = True, excess
-        case.votes[alarm.slice] = alarm.evidence
+        case.votes[alarm.slice] = vote
         case.usual[alarm.metric] = alarm.expected
         case.outage = replace(case.outage, evidence=({
             "slice": dict(alarm.slice), "metric": alarm.metric, "score": 1.0, "total": alarm.total, "bad": alarm.bad,
             "expected": alarm.expected * alarm.total, "excess": excess, "ratio_before": alarm.expected,
-            "ratio_now": share, "log_likelihood_ratio": alarm.evidence * math.log(10), "p_value": 10**-alarm.evidence,
+            "ratio_now": alarm.bad / alarm.total, "log_likelihood_ratio": vote, "p_value": 10**-alarm.evidence,
             "windows": alarm.windows,
         },))  # fmt: skip
         _note_alarm(case, alarm.window_ms)
@@ -478,6 +480,11 @@ class OutageTracker:
         ]  # fmt: skip
         tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
         return tracker
+
+
+def _best(case: _Case) -> Slice:
+    """The slice that most evidence has spoken for."""
+    return max(case.votes, key=lambda one: case.votes[one])
 
 
 def _note_alarm(case: _Case, window_ms: int) -> None:
