@@ -5,7 +5,8 @@ as a dictionary of structured fields (RFC 8941): `bl=21300,br=3200,bs,ot=v,sid="
 object type, as inner lists: `br=(3200;v 128;a)`. Version 1 may write `bs=false`.
 
 Reading refuses nothing: what does not fit is left out and named. Keys of the table below are checked for their type and
-tokens; custom keys (with a hyphen) and keys of later versions are kept as they are.
+tokens, of which error codes may be numbers, too; custom keys (with a hyphen) and keys of later versions are kept as they
+are.
 
 Units: bitrate and throughput kbit/s, time ms, unless the table says otherwise.
 """
@@ -84,7 +85,7 @@ TOKENS: Final[Mapping[str, frozenset[str]]] = {
 
 KINDS: Final[Mapping[str, Kind]] = {
     # bitrates and throughput, kbit/s
-    **dict.fromkeys(("br", "ab", "lb", "lab", "tb", "tab", "tpb", "mtp"), Kind.INTEGERS),
+    **dict.fromkeys(("br", "ab", "lb", "lab", "pb", "tb", "tab", "tpb", "mtp"), Kind.INTEGERS),
     "rtp": Kind.INTEGER,  # requested maximum throughput
     # durations, ms
     **dict.fromkeys(("bl", "tbl", "bsd", "bsda"), Kind.INTEGERS),
@@ -252,6 +253,8 @@ def _checked(key: str, value: Value | None) -> Value | None:
     if kind is None or value is None:
         return value
     fits = _FITS[kind]
+    if key == "ec":
+        value = _codes(value)
     if kind in _LISTS:
         items = value if isinstance(value, tuple) else (value,)
         sound = items and all(fits(item.value if isinstance(item, Item) else item) for item in items)
@@ -261,6 +264,13 @@ def _checked(key: str, value: Value | None) -> Value | None:
     if not fits(value) or (key in TOKENS and value not in TOKENS[key]):
         return None
     return None if key in _IDS and len(str(value)) > MAX_TEXT else value
+
+
+def _codes(value: Value) -> Value:
+    """Error codes, of which dash.js 5 writes numbers without quotes (`ec=27`)."""
+    if isinstance(value, tuple):
+        return tuple(Item(str(item.value), item.parameters) if _is_integer(item.value) else item for item in value)
+    return str(value) if _is_integer(value) else value
 
 
 def _is_integer(value: object) -> bool:

@@ -94,29 +94,29 @@ def test_version_2_lists_of_strings_hold_what_they_like() -> None:
     assert cmcd.values["ec"] == (Item("E1"),)
 
 
-@pytest.mark.parametrize(
-    ("text", "malformed"),
-    [
-        ("bl=abc", ("bl",)),
-        ("bl=-5", ("bl",)),
-        ("bl=1.5", ("bl",)),
-        ('br="3200"', ("br",)),
-        ("sid=unquoted", ("sid",)),
-        (f'sid="{"x" * 129}"', ("sid",)),
-        ("ot=zz", ("ot",)),
-        ('ot="v"', ("ot",)),
-        ("su=1", ("su",)),
-        ("pr=fast", ("pr",)),
-        ("br=(1;v 2", ("br",)),
-        ("br=()", ("br",)),
-        ("br=(1;v 2;;)", ("br",)),
-        ('sid="open', ("sid",)),
-        ("d=99999999999999999999", ("d",)),
-        ("=5", ("?",)),
-        ("bl=\x00", ("bl",)),
-        (",,", ("?",)),
-    ],
-)
+MALFORMED = [
+    ("bl=abc", ("bl",)),
+    ("bl=-5", ("bl",)),
+    ("bl=1.5", ("bl",)),
+    ('br="3200"', ("br",)),
+    ("sid=unquoted", ("sid",)),
+    (f'sid="{"x" * 129}"', ("sid",)),
+    ("ot=zz", ("ot",)),
+    ('ot="v"', ("ot",)),
+    ("su=1", ("su",)),
+    ("pr=fast", ("pr",)),
+    ("br=(1;v 2", ("br",)),
+    ("br=()", ("br",)),
+    ("br=(1;v 2;;)", ("br",)),
+    ('sid="open', ("sid",)),
+    ("d=99999999999999999999", ("d",)),
+    ("=5", ("?",)),
+    ("bl=\x00", ("bl",)),
+    (",,", ("?",)),
+]
+
+
+@pytest.mark.parametrize(("text", "malformed"), MALFORMED)
 def test_what_is_malformed_is_named_and_costs_nothing_else(text: str, malformed: tuple[str, ...]) -> None:
     cmcd = read([text, "mtp=2100"])
     assert cmcd.malformed == malformed
@@ -133,6 +133,14 @@ def test_the_last_of_a_key_counts_and_words_are_booleans_too() -> None:
     cmcd = read(["bl=1,bs=false,su=?0", "bl=2"])
     assert dict(cmcd.values) == {"bl": 2, "bs": False, "su": False}
     assert not cmcd.flag("bs")
+
+
+def test_error_codes_may_be_numbers_without_quotes() -> None:
+    cmcd = read(["e=e,ec=27,pb=(950;v 64;a)"])  # as dash.js 5.2.1 writes
+    assert (cmcd.values["ec"], cmcd.number("pb"), cmcd.malformed) == ("27", 950, ())
+    assert read(['ec=(27 "E2")']).values["ec"] == (Item("27"), Item("E2"))
+    for wrong in ("ec=-1", "ec=1.5", "ec=E2", "ec", "ec=()", "ec=(1.5)"):
+        assert read([wrong]).malformed == ("ec",)
 
 
 def test_much_is_not_read() -> None:
