@@ -154,9 +154,8 @@ Beat = tuple[
     int, int, str, str, float | None, float | None, float | None, bool, bool | None, float | None, float | None
 ]  # fmt: skip
 """What a report says, as far as sessions are concerned; None where it does not say: ts, number, event, state, kbps,
-top_kbps, startup_ms, starved, starting, stalls, stall_ms. What is None of starting came with another object than pictures,
-and says nothing of it. There are 32 a session, so it is a plain tuple: of those the
-garbage collector keeps no account."""
+top_kbps, startup_ms, starved, starting, stalls, stall_ms. Of starting None is what came with another object than
+pictures. There are 32 a session, so it is a plain tuple: of those the garbage collector keeps no account."""
 
 
 class Fold:
