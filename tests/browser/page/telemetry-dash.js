@@ -12,29 +12,26 @@ player.updateSettings({streaming: {
     retryIntervals: {MediaSegment: 300},
 }});
 const {session: viewingId, title: titleId, target: telemetry} = settings;
-if (telemetry) {
-    player.updateSettings({streaming: {cmcd: {
-        version: 2,
-        sid: viewingId,
-        cid: titleId,
-        eventTargets: [{
-            url: telemetry,
-            events: ['ps', 'e', 't', 'bc', 'rr'],
-            interval: 10,
-            enabledKeys: [
-                'bl', 'br', 'bs', 'bsa', 'bsd', 'bsda', 'cdn', 'cid', 'e', 'ec', 'msd', 'mtp', 'pb', 'pr', 'rc', 'sf',
-                'sid', 'sn', 'st', 'sta', 'tb', 'tpb', 'ts', 'ttfb', 'ttlb', 'url', 'v',
-            ],
-        }],
-    }}});
-} else {
-    player.updateSettings({streaming: {cmcd: {
-        enabled: true,
-        sid: viewingId,
-        cid: titleId,
-        mode: settings.headers ? 'header' : 'query',
-    }}});
+const cmcd = {
+    version: 2,
+    sid: viewingId,
+    cid: titleId,
+    eventTargets: [{
+        url: telemetry,
+        events: ['ps', 'e', 't'],
+        interval: 10,
+        enabledKeys: [
+            'bl', 'br', 'bs', 'bsa', 'bsd', 'bsda', 'cdn', 'cid', 'e', 'ec', 'msd', 'mtp', 'pb', 'pr', 'sf', 'sid', 'sn',
+            'st', 'sta', 'tb', 'tpb', 'ts', 'v',
+        ],
+    }],
+};
+if (settings.responses) {
+    cmcd.eventTargets[0].events.push('rr');
+    cmcd.eventTargets[0].enabledKeys.push('rc', 'ttfb', 'ttlb', 'url');
 }
+const requests = {enabled: true, sid: viewingId, cid: titleId, mode: settings.headers ? 'header' : 'query'};
+player.updateSettings({streaming: {cmcd: telemetry ? cmcd : requests}});
 player.on(dashjs.MediaPlayer.events.ERROR, ({error}) => {
     console.error('dash.js', error.code, error.message);
     if (error.code !== null) {  // as of reports that cannot be sent

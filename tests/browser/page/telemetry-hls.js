@@ -4,23 +4,23 @@ import {session, settings} from './telemetry.js';
 
 const video = document.querySelector('video');
 const {session: viewingId, title: titleId, target: telemetry} = settings;
-const cmcd = telemetry ? {
+const cmcd = {
     version: 2,
     sessionId: viewingId,
     contentId: titleId,
     includeKeys: [],
     eventTargets: [{
         url: telemetry,
-        events: ['ps', 'e', 't', 'bc', 'rr'],
+        events: ['ps', 'e', 't', 'bc'],
         interval: 10,
     }],
-} : {
-    sessionId: viewingId,
-    contentId: titleId,
-    useHeaders: settings.headers,
 };
+if (settings.responses) {
+    cmcd.eventTargets[0].events.push('rr');
+}
+const requests = {sessionId: viewingId, contentId: titleId, useHeaders: settings.headers};
 const hls = new Hls({
-    cmcd,
+    cmcd: telemetry ? cmcd : requests,
     maxBufferLength: settings.bufferS,
     maxMaxBufferLength: settings.bufferS,
     startPosition: settings.startS,

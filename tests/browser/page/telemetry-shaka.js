@@ -9,26 +9,22 @@ const video = document.querySelector('video');
 const player = new shaka.Player();
 const {session: viewingId, title: titleId, target: telemetry} = settings;
 player.configure({streaming: {bufferingGoal: settings.bufferS, rebufferingGoal: 0.5}});
-if (telemetry) {
-    player.configure({cmcd: {
-        enabled: true,
-        version: 2,
-        sessionId: viewingId,
-        contentId: titleId,
-        eventTargets: [{
-            url: telemetry,
-            events: ['ps', 'e', 't', 'bc', 'rr'],
-            interval: 10,
-        }],
-    }});
-} else {
-    player.configure({cmcd: {
-        enabled: true,
-        sessionId: viewingId,
-        contentId: titleId,
-        useHeaders: settings.headers,
-    }});
+const cmcd = {
+    enabled: true,
+    version: 2,
+    sessionId: viewingId,
+    contentId: titleId,
+    eventTargets: [{
+        url: telemetry,
+        events: ['ps', 'e', 't', 'bc'],
+        interval: 10,
+    }],
+};
+if (settings.responses) {
+    cmcd.eventTargets[0].events.push('rr');
 }
+const requests = {enabled: true, sessionId: viewingId, contentId: titleId, useHeaders: settings.headers};
+player.configure({cmcd: telemetry ? cmcd : requests});
 player.addEventListener('error', ({detail}) => {
     console.error('Shaka Player', detail.code, detail.severity);
     window.session.fail();

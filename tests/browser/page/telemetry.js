@@ -1,6 +1,6 @@
 // What the pages of telemetry have in common. Query: manifest, session (its CMCD sid), title (its CMCD cid), target (where
 // event mode reports to; none: version 1 with the media requests), headers (version 1 in headers, not in the query),
-// startS, untilS (where to begin, how far to play), bufferS.
+// responses (report each response, too), startS, untilS (where to begin, how far to play), bufferS.
 import {measure} from './measure.js';
 
 const query = new URLSearchParams(location.search);
@@ -11,6 +11,7 @@ export const settings = {
     title: query.get('title'),
     target: query.get('target'),
     headers: query.has('headers'),
+    responses: query.has('responses'),
     startS: Number(query.get('startS') ?? 0),
     bufferS: Number(query.get('bufferS') ?? 4),
 };
