@@ -33,6 +33,9 @@ class Edge:
         ladders: file of lines such as `~^/title/ 240,500,950;`, for titles whose rungs Playhead cannot look up by the
             player's content id; empty: none. Without a ladder Playhead makes one of what players say, and those under
             `mb` say less and less (docs/players.md).
+        cdn: what telemetry calls this edge's network; with it what players say with media requests (CMCD in the query
+            or in headers) goes to Playhead as telemetry, too. Empty: it does not, as suits players that report by
+            themselves (event mode).
         deadline_ms: the longest a segment waits for Playhead, milliseconds, 1 to 10,000.
         token: what Playhead is asked with; empty where it needs none.
     """
@@ -42,6 +45,7 @@ class Edge:
     listen: str = "127.0.0.1:8080"
     access_log: str = "/var/log/nginx/playhead.log"
     ladders: str = ""
+    cdn: str = ""
     deadline_ms: int = 100
     token: str = ""
 
@@ -74,6 +78,8 @@ def render(edge: Edge) -> str:
         "LISTEN": edge.listen,
         "ACCESS_LOG": edge.access_log,
         "LADDERS": f"include {edge.ladders};" if edge.ladders else "",
+        "CDN": edge.cdn,
+        "MIRROR": "mirror /playhead/telemetry;" if edge.cdn else "",
         "DEADLINE_MS": str(edge.deadline_ms),
         "AUTHORIZATION": f"Bearer {edge.token}" if edge.token else "",
     }
@@ -90,6 +96,9 @@ def main() -> None:
     parser.add_argument("--listen", default=Edge.listen, help="port or address:port (%(default)s)")
     parser.add_argument("--access-log", default=Edge.access_log, help="JSON lines (%(default)s)")
     parser.add_argument("--ladders", default=Edge.ladders, help="nginx map of titles to rungs, kbit/s (none)")
+    parser.add_argument(
+        "--cdn", default=Edge.cdn, help="mirror CMCD as telemetry, named as of this network (no mirror)"
+    )
     parser.add_argument("--deadline-ms", type=int, default=Edge.deadline_ms, help="longest wait (%(default)s)")
     given = vars(parser.parse_args())
     try:

@@ -5,7 +5,8 @@ as a dictionary of structured fields (RFC 8941): `bl=21300,br=3200,bs,ot=v,sid="
 object type, as inner lists: `br=(3200;v 128;a)`. Version 1 may write `bs=false`.
 
 Reading refuses nothing: what does not fit is left out and named. Keys of the table below are checked for their type and
-tokens; custom keys (with a hyphen) and keys of later versions are kept as they are.
+tokens, of which error codes may be numbers, too; custom keys (with a hyphen) and keys of later versions are kept as
+they are.
 
 Units: bitrate and throughput kbit/s, time ms, unless the table says otherwise.
 """
@@ -84,7 +85,7 @@ TOKENS: Final[Mapping[str, frozenset[str]]] = {
 
 KINDS: Final[Mapping[str, Kind]] = {
     # bitrates and throughput, kbit/s
-    **dict.fromkeys(("br", "ab", "lb", "lab", "tb", "tab", "tpb", "mtp"), Kind.INTEGERS),
+    **dict.fromkeys(("br", "ab", "lb", "lab", "pb", "tb", "tab", "tpb", "mtp"), Kind.INTEGERS),
     "rtp": Kind.INTEGER,  # requested maximum throughput
     # durations, ms
     **dict.fromkeys(("bl", "tbl", "bsd", "bsda"), Kind.INTEGERS),
@@ -105,10 +106,16 @@ KINDS: Final[Mapping[str, Kind]] = {
 
 _IDS: Final = frozenset({"cid", "sid", "cdn", "h"})
 
+_DIGITS: Final = 15
+_KNOWN_LENGTH: Final = 64
+_KNOWN_MOST: Final = 8192
+_known: dict[str, tuple[str, Value]] = {}
+"""Members as they are written -> key and value: those that are neither plain numbers nor plain strings, so few."""
+
 _KEY: Final = r"[A-Za-z*][A-Za-z0-9_.*-]*"
 _STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\])*"'
 _WORD: Final = r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*"
-_BARE: Final = rf"-?\d{{1,15}}(?:\.\d{{1,6}})?(?![\w.])|{_STRING}|\?[01]|{_WORD}"
+_BARE: Final = rf"-?\d{{1,{_DIGITS}}}(?:\.\d{{1,6}})?(?![\w.])|{_STRING}|\?[01]|{_WORD}"
 _PARAMETERS: Final = rf"(?:;[ ]*{_KEY}(?:=(?:{_BARE}))?)*"
 _MEMBER: Final = re.compile(
     rf"[ \t]*(?P<key>{_KEY})"
@@ -171,26 +178,77 @@ def read(texts: Iterable[str]) -> Cmcd:
     values: dict[str, Value] = {}
     malformed: dict[str, None] = {}
     for text in texts:
-        position, end = 0, min(len(text), MAX_LENGTH)
-        while position < end:
-            found = _MEMBER.match(text, position, end)
-            if found is None:
-                broken = _BROKEN.match(text, position, end)
-                assert broken is not None  # it matches anything
-                malformed[broken["key"] or UNREADABLE] = None
-                position = max(broken.end(), position + 1)
-                continue
-            position = found.end()
-            key = found["key"]
-            value = _checked(key, _value(found))
-            if value is None:
-                malformed[key] = None
-            else:
-                values.pop(key, None)
-                values[key] = value
-        if len(text) > MAX_LENGTH:
-            malformed[UNREADABLE] = None
+        if not _read_plainly(text, values):
+            _read_closely(text, values, malformed)
     return Cmcd(values, tuple(malformed))
+
+
+def _read_plainly(text: str, values: dict[str, Value]) -> bool:
+    """The usual text: members without commas of their own, all well formed, no key twice. False where it is another.
+
+    What cannot hold a comma and ends with the piece that a comma leaves is the member that `_read_closely` finds there.
+    Most members come again and again, as they are, with every report.
+    """
+    if len(text) > MAX_LENGTH:
+        return False
+    before = len(values)
+    pieces = text.split(",")
+    if not pieces[-1]:
+        pieces.pop()
+    for piece in pieces:
+        member = _known.get(piece) or _member_of(piece)
+        if member is None:
+            return False
+        values[member[0]] = member[1]
+    return len(values) == before + len(pieces)
+
+
+def _member_of(piece: str) -> tuple[str, Value] | None:
+    """Key and value of one well-formed member that fits; None of others."""
+    key, _, said = piece.partition("=")
+    kind = KINDS.get(key)
+    if kind in _NUMBERS and said.isdigit() and said.isascii() and len(said) <= _DIGITS:
+        return key, int(said)
+    if kind is Kind.TEXT and _is_plainly_quoted(said) and len(said) <= MAX_TEXT:
+        return key, said[1:-1]
+    found = _MEMBER.match(piece)
+    if found is None or found.end() != len(piece):
+        return None
+    key = found["key"]
+    value = _checked(key, _value(found))
+    if value is None:
+        return None
+    if len(piece) <= _KNOWN_LENGTH:
+        if len(_known) >= _KNOWN_MOST:
+            _known.clear()
+        _known[piece] = key, value
+    return key, value
+
+
+def _is_plainly_quoted(said: str) -> bool:
+    return said[:1] == '"' and said.find('"', 1) == len(said) - 1 and "\\" not in said and said.isprintable()
+
+
+def _read_closely(text: str, values: dict[str, Value], malformed: dict[str, None]) -> None:
+    position, end = 0, min(len(text), MAX_LENGTH)
+    while position < end:
+        found = _MEMBER.match(text, position, end)
+        if found is None:
+            broken = _BROKEN.match(text, position, end)
+            assert broken is not None  # it matches anything
+            malformed[broken["key"] or UNREADABLE] = None
+            position = max(broken.end(), position + 1)
+            continue
+        position = found.end()
+        key = found["key"]
+        value = _checked(key, _value(found))
+        if value is None:
+            malformed[key] = None
+        else:
+            values.pop(key, None)
+            values[key] = value
+    if len(text) > MAX_LENGTH:
+        malformed[UNREADABLE] = None
 
 
 def written(values: Mapping[str, Value]) -> str:
@@ -252,6 +310,8 @@ def _checked(key: str, value: Value | None) -> Value | None:
     if kind is None or value is None:
         return value
     fits = _FITS[kind]
+    if key == "ec":
+        value = _codes(value)
     if kind in _LISTS:
         items = value if isinstance(value, tuple) else (value,)
         sound = items and all(fits(item.value if isinstance(item, Item) else item) for item in items)
@@ -263,6 +323,13 @@ def _checked(key: str, value: Value | None) -> Value | None:
     return None if key in _IDS and len(str(value)) > MAX_TEXT else value
 
 
+def _codes(value: Value) -> Value:
+    """Error codes, of which dash.js 5 writes numbers without quotes (`ec=27`)."""
+    if isinstance(value, tuple):
+        return tuple(Item(str(item.value), item.parameters) if _is_integer(item.value) else item for item in value)
+    return str(value) if _is_integer(value) else value
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -271,6 +338,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and not isinstance(value, Token)
 
 
+_NUMBERS: Final = frozenset({Kind.INTEGER, Kind.INTEGERS})
 _LISTS: Final = frozenset({Kind.INTEGERS, Kind.TEXTS})
 _FITS: Final[Mapping[Kind, Callable[[object], bool]]] = {
     Kind.INTEGER: _is_integer,

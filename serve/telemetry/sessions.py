@@ -28,6 +28,9 @@ START_TIMEOUT_MS: Final = 45_000
 LEAST_WAIT_MS: Final = 2_000
 """Who leaves sooner than this had not waited: no failed start."""
 
+SOUND_ALONE_MS: Final = 10_000
+"""A session of version 1 that has asked for sound alone for so long plays it."""
+
 LOW_BITRATE: Final = 0.3
 """Of the highest bitrate that the session has been offered; below it a session counts as low."""
 
@@ -71,10 +74,20 @@ Leaf = tuple[str, ...]
 """A value of each of DIMENSIONS, empty where it is unknown."""
 
 _STARTING: Final = "s"
+_PRELOADING: Final = "d"
 _PLAYING: Final = "p"
 _STALLED: Final = "r"
 _OVER: Final = frozenset("efq")
 _LIVELY: Final = frozenset("spd")
+_WAITING: Final = frozenset("sdwrk")
+"""States in which nothing was shown yet, if nothing was before: a start-up time told with them is none."""
+
+_PICTURES: Final = frozenset({"v", "av"})
+"""Types of objects whose bitrate is the session's: what comes with a request for sound is the sound's."""
+
+_RESPONSE: Final = "rr"
+"""The event of a response: its `ts` is the request's, and what it says of playback is of when the response had come."""
+
 _REPLAY_MS: Final = 1_000
 _COLUMN: Final = {metric: 2 * place for place, metric in enumerate(METRICS)}
 _ERRORS, _SILENCE, _STALLS, _LOW, _FAILURES = (
@@ -138,11 +151,11 @@ class Window:
 
 
 Beat = tuple[
-    int, int, str, str, float | None, float | None, float | None, bool, bool, float | None, float | None
+    int, int, str, str, float | None, float | None, float | None, bool, bool | None, float | None, float | None
 ]  # fmt: skip
 """What a report says, as far as sessions are concerned; None where it does not say: ts, number, event, state, kbps,
-top_kbps, startup_ms, starved, starting, stalls, stall_ms. There are 32 a session, so it is a plain tuple: of those the
-garbage collector keeps no account."""
+top_kbps, startup_ms, starved, starting, stalls, stall_ms. Of starting None is what came with another object than
+pictures. There are 32 a session, so it is a plain tuple: of those the garbage collector keeps no account."""
 
 
 class Fold:
@@ -178,7 +191,7 @@ class Fold:
 
     def apply(self, beat: Beat) -> None:
         """Take in the next beat."""
-        ts, _, event, told, _, _, _, _, starting, stalls, _ = beat
+        ts, _, event, told, _, _, startup_ms, _, starting, stalls, _ = beat
         state = self.state
         if not self.first:
             self.first = self.since = ts
@@ -187,11 +200,13 @@ class Fold:
             if state == _PLAYING:
                 self.played_ms += elapsed
                 self.played_kbits += self.kbps * elapsed / 1000
-            elif state == _STALLED:
+            elif state == _STALLED and self.started:
                 self.stall_ms += elapsed
             self.since = ts
         self._hear_numbers(beat)
-        entered = told or ("" if event else self._implied(starting=starting))
+        entered = told or ("" if event else self._implied(ts, starting=starting))
+        if startup_ms and not told and state in {"", _STARTING}:
+            entered = _PLAYING  # who says no states says so when it has started
         if entered and entered != state and state not in _OVER:
             self._enter(entered, ts, counts_stalls=stalls is not None)
 
@@ -208,18 +223,22 @@ class Fold:
             self.errors += 1
         if stalls is not None:
             self.stalls = max(self.stalls, stalls)
-        elif starved and _STALLED not in {told, self.state}:
+        elif starved and self.started and _STALLED not in {told, self.state}:
             self.stalls += 1
         if stall_ms is not None:
             self.stall_ms = max(self.stall_ms, stall_ms)
 
-    def _implied(self, *, starting: bool) -> str:
+    def _implied(self, ts: int, *, starting: bool | None) -> str:
         """The state of a player that says none (version 1): its requests for start-up, then for playback."""
+        if starting is None:  # sound is often fetched ahead of the first picture
+            starting = self.kbps > 0 or ts - self.first < SOUND_ALONE_MS
         if self.state in {"", _STARTING}:
             return _STARTING if starting or not self.state else _PLAYING
         return ""
 
     def _enter(self, state: str, ts: int, *, counts_stalls: bool) -> None:
+        if self.state == _PRELOADING and not self.started:
+            self.first = ts  # nobody waited before
         if state == _PLAYING and not self.started:
             self.started = ts
             if not self.startup_ms:
@@ -238,7 +257,7 @@ class Summary:
     Attributes:
         session: its `sid`.
         leaf: what it is told apart by.
-        first_ms: its first report; the player's clock, set by the fastest report.
+        first_ms: its first report, or when it ceased to preload; the player's clock, set by the fastest report.
         last_ms: its last.
         started: whether a picture was ever shown.
         startup_ms: from the wish to the first picture; 0 where there was none.
@@ -277,7 +296,7 @@ class Session:
 
     __slots__ = (
         "began", "ended", "erred", "erred_told", "fold", "heard", "interval", "leaf", "lost", "low", "name", "offset",
-        "outcome", "recent", "settled", "stalled", "stalled_told", "told_quiet",
+        "outcome", "recent", "settled", "stalled", "stalled_told", "ticked", "told_quiet",
     )  # fmt: skip
 
     def __init__(self, name: str, now: int) -> None:
@@ -286,6 +305,7 @@ class Session:
         self.began = now
         self.heard = now
         self.interval = 0
+        self.ticked = 0  # when its first report of an interval came
         self.offset: int | None = None
         self.settled = Fold()
         self.fold = Fold()
@@ -348,7 +368,7 @@ class Session:
         return [
             self.name, list(self.leaf), self.began, self.heard, self.interval, self.offset, _dump(self.settled),
             _dump(self.fold), [list(beat) for beat in self.recent], self.outcome, self.stalled, self.erred,
-            self.told_quiet, self.ended, self.lost, self.low, self.stalled_told, self.erred_told,
+            self.told_quiet, self.ended, self.lost, self.low, self.stalled_told, self.erred_told, self.ticked,
         ]  # fmt: skip
 
     @classmethod
@@ -361,8 +381,8 @@ class Session:
         session.recent = [cast("Beat", tuple(beat)) for beat in dumped[8]]
         (
             session.outcome, session.stalled, session.erred, session.told_quiet, session.ended, session.lost,
-            session.low, session.stalled_told, session.erred_told,
-        ) = dumped[9:]  # fmt: skip
+            session.low, session.stalled_told, session.erred_told, session.ticked,
+        ) = dumped[9:] if len(dumped) > 18 else (*dumped[9:], 0)  # fmt: skip
         return session
 
 
@@ -448,6 +468,8 @@ class Sessions:
         if known is None:
             row[ATTEMPTS] += 1
         fold = session.fold
+        if fold.state == _PRELOADING:
+            session.began = now
         if fold.errors > errors and not fold.failed:
             session.erred = True
         if (state == _STALLED or starved) and fold.started:
@@ -479,17 +501,30 @@ class Sessions:
         else:
             ts = report.received_ms - (session.offset or 0)
         number, event, state = values.get("sn"), values.get("e"), values.get("sta")
+        number = number if isinstance(number, int) else -1
+        state = state if isinstance(state, str) else ""
+        startup_ms = None if state in _WAITING else _number(values, "msd")
+        kbps, top_kbps = _number(values, "br"), _number(values, "tb") or _number(values, "tpb")
+        starting: bool | None = values.get("su") is True
+        if "ot" in values and values["ot"] not in _PICTURES:
+            kbps = top_kbps = None
+            starting = starting or None
+        stalls, stall_ms = _number(values, "bsa"), _number(values, "bsda")
+        if event == _RESPONSE:
+            ts += int(min(_number(values, "ttlb") or 0, MOST_GAP_MS)) if told else 0
+            return ts, number, _RESPONSE, "", None, top_kbps, startup_ms, False, False, stalls, stall_ms
         return (
-            ts, number if isinstance(number, int) else -1, event if isinstance(event, str) else "",
-            state if isinstance(state, str) else "", _number(values, "br"),
-            _number(values, "tb") or _number(values, "tpb"), _number(values, "msd"), values.get("bs") is True,
-            values.get("su") is True, _number(values, "bsa"), _number(values, "bsda"),
+            ts, number, event if isinstance(event, str) else "", state, kbps, top_kbps, startup_ms,
+            values.get("bs") is True, starting, stalls, stall_ms,
         )  # fmt: skip
 
     def _hear(self, session: Session, report: Report, now: int) -> None:
-        gap = now - session.heard
-        if report.event == "t" and session.interval == 0 and gap > 1000:
-            session.interval = min(max(gap, 5_000), 120_000)
+        if session.interval == 0 and report.event == "t":
+            gap = now - session.ticked
+            if not session.ticked:
+                session.ticked = now
+            elif gap > 1000:
+                session.interval = min(max(gap, 5_000), 120_000)
         session.heard = max(session.heard, now)
         session.told_quiet = False
         leaf = tuple(map(report.context.get, DIMENSIONS))
@@ -525,7 +560,8 @@ class Sessions:
                 continue
             if over:
                 continue
-            if not session.outcome and end - session.began > START_TIMEOUT_MS:
+            waits = not session.outcome and fold.state != _PRELOADING
+            if waits and end - session.began > START_TIMEOUT_MS:
                 session.outcome = "failed"
                 window.add(session.leaf, "start_timeouts", bad=True)
                 self.touched.add(session.name)

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +107,7 @@ class Viewing:
         decisions: what the shipped client counted.
         answers: Playhead's to it that came in time: question, index of the segment (from 0), rung, degraded.
         told: the console, for a failed test's reader.
+        sent: requests that held CMCD: method, url, headers, body, status (0: no answer).
     """
 
     fetched: int
@@ -115,6 +116,7 @@ class Viewing:
     decisions: dict[str, int]
     answers: list[dict[str, Any]]
     told: list[str]
+    sent: list[dict[str, Any]]
 
 
 class Browser:
@@ -123,12 +125,20 @@ class Browser:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def view(self, url: str, *, kbps: int, meanwhile: Callable[[], None] = lambda: None) -> Viewing:
+    def view(
+        self,
+        url: str,
+        *,
+        kbps: int,
+        steps: Sequence[tuple[str, int]] = (),
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Viewing:
         """Watch a page until it says that it is done.
 
         Args:
             url: of the page.
             kbps: what the network carries.
+            steps: an expression over the page, and what the network carries once it holds; in order.
             meanwhile: runs beside it.
         """
         assert NODE is not None
@@ -139,6 +149,7 @@ class Browser:
             "kbps": kbps,
             "latencyMs": 20,
             "timeoutMs": 50_000,
+            "steps": [{"when": when, "kbps": after} for when, after in steps],
         }
         beside = threading.Thread(target=meanwhile)
         beside.start()

@@ -110,7 +110,9 @@ def _read(line: dict[str, Any]) -> Fetch:
 
 
 @contextmanager
-def running_nginx(folder: Path, root: Path, playhead_port: int, *, deadline_ms: int = 2000) -> Iterator[Nginx]:
+def running_nginx(
+    folder: Path, root: Path, playhead_port: int, *, deadline_ms: int = 2000, cdn: str = ""
+) -> Iterator[Nginx]:
     """An nginx for a test.
 
     Args:
@@ -118,6 +120,7 @@ def running_nginx(folder: Path, root: Path, playhead_port: int, *, deadline_ms: 
         root: what it serves.
         playhead_port: where it asks Playhead, on 127.0.0.1.
         deadline_ms: the longest it waits for guidance; more than is shipped, for machines that are busy with tests.
+        cdn: what telemetry calls it; empty: CMCD is not mirrored.
     """
     assert NGINX is not None
     folder.mkdir()
@@ -132,6 +135,7 @@ def running_nginx(folder: Path, root: Path, playhead_port: int, *, deadline_ms: 
                 access_log=str(log),
                 ladders=str(folder / "ladders"),
                 deadline_ms=deadline_ms,
+                cdn=cdn,
             )
         )
     )

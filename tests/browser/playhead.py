@@ -30,11 +30,12 @@ class PlayheadServer:
 
     Attributes:
         port: where it listens while it runs.
+        arguments: of the gateway.
     """
 
     def __init__(self, arguments: Arguments) -> None:
         self.port = free_port()
-        self._arguments = arguments
+        self.arguments = arguments
         self._server: _Server | None = None
         self._thread = threading.Thread()
 
@@ -63,7 +64,7 @@ class PlayheadServer:
             self._server = None
 
     async def _serve(self, ready: threading.Event) -> None:
-        entrance = await open_gateway(self._arguments)
+        entrance = await open_gateway(self.arguments)
         config = uvicorn.Config(
             entrance, port=self.port, log_level="warning", access_log=False, timeout_graceful_shutdown=1
         )

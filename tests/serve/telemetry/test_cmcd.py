@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.telemetry import cmcd as module
 from serve.telemetry.cmcd import KINDS, MAX_LENGTH, OBJECT_TYPES, TOKENS, Item, Kind, Token, Value, read, written
 
 # Examples of CTA-5004, section "Examples", decoded from their percent-encoding.
@@ -94,29 +95,29 @@ def test_version_2_lists_of_strings_hold_what_they_like() -> None:
     assert cmcd.values["ec"] == (Item("E1"),)
 
 
-@pytest.mark.parametrize(
-    ("text", "malformed"),
-    [
-        ("bl=abc", ("bl",)),
-        ("bl=-5", ("bl",)),
-        ("bl=1.5", ("bl",)),
-        ('br="3200"', ("br",)),
-        ("sid=unquoted", ("sid",)),
-        (f'sid="{"x" * 129}"', ("sid",)),
-        ("ot=zz", ("ot",)),
-        ('ot="v"', ("ot",)),
-        ("su=1", ("su",)),
-        ("pr=fast", ("pr",)),
-        ("br=(1;v 2", ("br",)),
-        ("br=()", ("br",)),
-        ("br=(1;v 2;;)", ("br",)),
-        ('sid="open', ("sid",)),
-        ("d=99999999999999999999", ("d",)),
-        ("=5", ("?",)),
-        ("bl=\x00", ("bl",)),
-        (",,", ("?",)),
-    ],
-)
+MALFORMED = [
+    ("bl=abc", ("bl",)),
+    ("bl=-5", ("bl",)),
+    ("bl=1.5", ("bl",)),
+    ('br="3200"', ("br",)),
+    ("sid=unquoted", ("sid",)),
+    (f'sid="{"x" * 129}"', ("sid",)),
+    ("ot=zz", ("ot",)),
+    ('ot="v"', ("ot",)),
+    ("su=1", ("su",)),
+    ("pr=fast", ("pr",)),
+    ("br=(1;v 2", ("br",)),
+    ("br=()", ("br",)),
+    ("br=(1;v 2;;)", ("br",)),
+    ('sid="open', ("sid",)),
+    ("d=99999999999999999999", ("d",)),
+    ("=5", ("?",)),
+    ("bl=\x00", ("bl",)),
+    (",,", ("?",)),
+]
+
+
+@pytest.mark.parametrize(("text", "malformed"), MALFORMED)
 def test_what_is_malformed_is_named_and_costs_nothing_else(text: str, malformed: tuple[str, ...]) -> None:
     cmcd = read([text, "mtp=2100"])
     assert cmcd.malformed == malformed
@@ -133,6 +134,14 @@ def test_the_last_of_a_key_counts_and_words_are_booleans_too() -> None:
     cmcd = read(["bl=1,bs=false,su=?0", "bl=2"])
     assert dict(cmcd.values) == {"bl": 2, "bs": False, "su": False}
     assert not cmcd.flag("bs")
+
+
+def test_error_codes_may_be_numbers_without_quotes() -> None:
+    cmcd = read(["e=e,ec=27,pb=(950;v 64;a)"])  # as dash.js 5.2.1 writes
+    assert (cmcd.values["ec"], cmcd.number("pb"), cmcd.malformed) == ("27", 950, ())
+    assert read(['ec=(27 "E2")']).values["ec"] == (Item("27"), Item("E2"))
+    for wrong in ("ec=-1", "ec=1.5", "ec=E2", "ec", "ec=()", "ec=(1.5)"):
+        assert read([wrong]).malformed == ("ec",)
 
 
 def test_much_is_not_read() -> None:
@@ -197,3 +206,53 @@ def test_what_is_written_is_read_again(values: dict[str, Value]) -> None:
 def test_what_cannot_be_written_is_refused(values: dict[str, Value]) -> None:
     with pytest.raises(ValueError, match=r"no |control"):
         written(values)
+
+
+def closely(texts: list[str]) -> tuple[list[tuple[str, type, Value]], list[str]]:
+    """What is read without the short cut for usual texts: keys in order, with types, and what was malformed."""
+    values: dict[str, Value] = {}
+    malformed: dict[str, None] = {}
+    for text in texts:
+        module._read_closely(text, values, malformed)
+    return typed(values), list(malformed)
+
+
+def typed(values: Any) -> list[tuple[str, type, Value]]:
+    return [(key, type(value), value) for key, value in values.items()]
+
+
+PIECES = st.sampled_from(
+    [
+        "bl=1", "bl=", "bl=-1", "bl=1.5", "bl=007", "bl=1234567890123456", "bl=\u0663", "bl=\u00b2", " bl=2",
+        "bl=2 ", "bl =2", "bl=2\n", "bs", "bs=?0", "bs=false", "bs=1", "su;a=1", "br=(1;v 2;a)", "br=(1", "2)",
+        "br=()", "br=(1;v)x", "br=1;v", 'sid="a"', 'sid="a', 'b"', 'sid="a\\"', 'sid="\\\\"', 'sid=""', 'sid="',
+        "sid=", "sid=a", f'sid="{"x" * 127}"', f'sid="{"x" * 128}"', f'sid="{"x" * 129}"', 'sid="\u00a0"',
+        'sid="\x7f"', 'sid="\n"', 'sid="\u00e9"', 'sid="a"b"', 'sid="a=b"', 'nor=("a" "b")', 'nor=("a', '" "b")',
+        'ec=("1" 2)', "ec=27", "ot=v", "ot=zz", "e=t", "com.x-y=5", "com.x-y", "=", "", " ", "v=2", "pr=1.0", "pr=1",
+        "d=0x1", "ts=1790000000000", "url=" + '"' + "u" * 200 + '"', "\ud800", 'cen="a;b"', 'cid="a";p="b"',
+    ]
+)  # fmt: skip
+SEPARATORS = st.sampled_from([",", ",", ",", ", ", ",,", ";", " ", "\t,", ""])
+ODD_TEXTS = st.lists(st.tuples(PIECES, SEPARATORS), max_size=8).map(lambda parts: "".join(map("".join, parts)))
+PUNCTUATION = st.text(alphabet='abelvsid=(),;"\\ ?019.-\n\t', max_size=40)
+
+
+@given(st.lists(ODD_TEXTS | PUNCTUATION | DICTIONARIES.map(written), max_size=3))
+def test_the_short_cut_reads_what_reading_closely_does(texts: list[str]) -> None:
+    for _ in range(2):  # members that are known by then, too
+        cmcd = read(texts)
+        assert (typed(cmcd.values), list(cmcd.malformed)) == closely(texts)
+
+
+def test_usual_texts_take_the_short_cut() -> None:
+    for text, _ in V1_EXAMPLES:
+        assert module._read_plainly(text, {}), text
+    assert not module._read_plainly("bl=1,bl=2", {})
+    assert not module._read_plainly("a=1," * MAX_LENGTH, {})
+
+
+def test_what_is_known_is_bounded() -> None:
+    for number in range(module._KNOWN_MOST * 2):
+        read([f"com.x-y={number}.5", f'com.x-z="{"x" * module._KNOWN_LENGTH}{number}"'])
+    assert len(module._known) <= module._KNOWN_MOST
+    assert max(map(len, module._known)) <= module._KNOWN_LENGTH

@@ -288,3 +288,91 @@ def test_whatever_players_say_figures_stay_sane(said: list[dict[str, Any]]) -> N
     for window in desk.windows:
         for row in window.counts.values():
             assert all(0 <= row[place + 1] <= row[place] for place in range(0, ATTEMPTS, 2))
+
+
+DASH_JS: list[Row] = [
+    # as dash.js 5.2.1 reports a start: a start-up time before anything is shown, waiting as stalling
+    (3, {"e": "ps", "sta": "s", "sn": 1}),
+    (9, {"e": "rr", "sta": "s", "sn": 2, "msd": 40, "rc": 200, "ttfb": 10, "ttlb": 34}),
+    (0, {"e": "t", "sn": 0}),
+    (90, {"e": "rr", "sta": "s", "sn": 3, "ttlb": 70, "br": {"v": 950, "a": 64}, "tb": {"v": 3000, "a": 64}}),
+    (198, {"e": "ps", "sta": "r", "sn": 5, "br": {"v": 950, "a": 64}}),
+    (600, {"e": "ps", "sta": "p", "sn": 9, "br": {"v": 950, "a": 64}}),
+]
+
+
+def test_a_start_up_time_told_before_anything_is_shown_is_none() -> None:
+    found = summary_of([*played(DASH_JS), report(10_600, e="t", sta="p", sn=30)])
+    assert (found.started, found.startup_ms, found.played_ms) == (True, 600, 10_000)
+    assert (found.stalls, found.stall_ms) == (0, 0)
+    told = summary_of(played([*DASH_JS[:-1], (600, {"e": "ps", "sta": "p", "sn": 9, "msd": 580})]))
+    assert told.startup_ms == 580
+
+
+def test_a_response_says_nothing_of_playback_at_the_time_of_its_request() -> None:
+    # of what was cached dash.js tells the first request's time, with what is said now
+    old = report(90, late=2_500, e="rr", sta="p", sn=12, br={"v": 3000}, bs=True, ttlb=70)
+    found = summary_of([*played(DASH_JS), old, report(10_600, e="t", sta="p", sn=30)])
+    assert (found.startup_ms, found.played_ms, found.stalls, found.switches) == (600, 10_000, 0, 0)
+    assert found.mean_kbps == 950
+
+
+def test_who_says_no_states_has_started_when_it_tells_how_long_that_took() -> None:
+    # as the release build of Shaka Player 5.2.12 reports
+    rows: list[Row] = [
+        (0, {"e": "t", "sn": 0}),
+        (80, {"e": "bc", "sn": 1, "br": [1014]}),
+        (85, {"e": "rr", "sn": 2, "ttlb": 44}),
+        (300, {"e": "rr", "sn": 8, "msd": 390, "ttlb": 93}),
+        (10_393, {"e": "t", "sn": 17}),
+    ]
+    found = summary_of(played(rows))
+    assert (found.started, found.startup_ms, found.played_ms) == (True, 390, 10_000)
+
+
+def test_nobody_waits_while_a_player_preloads() -> None:
+    desk = Desk()
+    desk.hear([report(0, e="t", sn=0), report(5, e="ps", sta="d", sn=1), report(30_000, e="t", sta="d", sn=2)])
+    desk.hear([report(60_000, e="t", sta="d", sn=3), report(70_000, e="ps", sta="s", sn=4)])
+    desk.hear([report(70_900, e="ps", sta="p", sn=5), report(80_000, e="t", sta="p", sn=6)])
+    desk.wait_until(90_000)
+    assert desk.count("start_timeouts") == (1, 0)
+    assert desk.count("slow_starts") == (1, 0)
+    session = desk.sessions.session("a")
+    assert session is not None
+    assert session.summary().startup_ms == 900
+    desk.hear([report(90_000, "b", e="ps", sta="d", sn=0), report(100_000, "b", e="ps", sta="s", sn=1)])
+    desk.wait_until(160_000)
+    assert desk.count("start_timeouts") == (2, 1)
+
+
+def test_the_interval_is_between_reports_of_the_interval_whatever_else_is_told() -> None:
+    desk = Desk()
+    desk.hear([report(0, e="t", sta="s", sn=0), report(900, e="ps", sta="p", sn=1), report(28_000, e="bc", sn=2)])
+    desk.hear([report(30_000, e="t", sta="p", sn=3)])
+    session = desk.sessions.session("a")
+    assert session is not None
+    assert session.interval == 30_000
+    desk.wait_until(100_000)
+    assert desk.count("silence")[1] == 0
+    desk.wait_until(120_000)
+    assert desk.count("silence")[1] == 1
+
+
+def test_what_version_1_asks_of_sound_is_neither_a_start_nor_the_bitrate() -> None:
+    # as dash.js 5.2.1 asks
+    rows: list[Row] = [
+        (0, {"ot": "m"}),
+        (40, {"ot": "i", "su": True}),
+        (100, {"ot": "a", "br": 64, "tb": 64, "su": True}),
+        (160, {"ot": "a", "br": 64, "tb": 64, "bs": True}),
+        (165, {"ot": "v", "br": 950, "tb": 3000, "su": True}),
+        (700, {"ot": "v", "br": 950, "tb": 3000}),
+        (1_700, {"ot": "a", "br": 64, "tb": 64}),
+        (2_700, {"ot": "v", "br": 950, "tb": 3000}),
+    ]
+    found = summary_of(played(rows))
+    assert (found.startup_ms, found.played_ms, found.mean_kbps) == (700, 2_000, 950)
+    assert (found.switches, found.stalls) == (0, 0)
+    alone: list[Row] = [(at, {"ot": "a", "br": 64}) for at in range(0, 40_000, 2_000)]
+    assert summary_of(played(alone)).started
