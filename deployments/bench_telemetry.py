@@ -50,7 +50,7 @@ from loadtests.closed import ClosedResult, measure
 from serve.arguments import Arguments
 from serve.telemetry.log import FIELD, PARTITIONS, Said, reports_of, stream_key
 from serve.telemetry.reports import Report, read_lines
-from serve.telemetry.sessions import WINDOW_MS, Window
+from serve.telemetry.windows import WINDOW_MS, Window
 from serve.watchtower.tower import Watchtower
 
 STEPS: Final = ("CMCD lines", "log entries", "entries read", "sessions", "windows", "detectors", "outages")

@@ -9,7 +9,7 @@ from loadtests.audience.incidents import schedule
 from loadtests.audience.scoring import belongs, score
 from loadtests.audience.sessions import Audience
 from loadtests.audience.world import DAY_MS, build_world
-from serve.telemetry.sessions import WINDOW_MS
+from serve.telemetry.windows import WINDOW_MS
 from serve.watchtower.outages import Outage
 from serve.watchtower.tower import Watchtower
 

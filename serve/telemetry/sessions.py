@@ -11,25 +11,31 @@ whenever it is read.
 
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from typing import Any, Final, Self, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from serve.telemetry.playback import (
+    LIVELY,
+    OVER,
+    PLAYING,
+    PRELOADING,
+    STALLED,
+    Beat,
+    Fold,
+    beat_of,
+    dump_fold,
+    load_fold,
+    number_of,
+)
 from serve.telemetry.reports import DIMENSIONS, Report
+from serve.telemetry.windows import ATTEMPTS, COLUMN, REPORTS, WINDOW_MS, Leaf, Window
 
-WINDOW_MS: Final = 10_000
 SLOW_START_MS: Final = 5_000
 START_TIMEOUT_MS: Final = 45_000
 """A start that shows nothing for so long has failed."""
 
 LEAST_WAIT_MS: Final = 2_000
 """Who leaves sooner than this had not waited: no failed start."""
-
-SOUND_ALONE_MS: Final = 10_000
-"""A session of version 1 that has asked for sound alone for so long plays it."""
 
 LOW_BITRATE: Final = 0.3
 """Of the highest bitrate that the session has been offered; below it a session counts as low."""
@@ -49,205 +55,13 @@ LINGER_MS: Final = 60_000
 ONCE_MS: Final = 60_000
 """A session's stalls, and its errors, count as bad once in so long: one session in trouble is one, not one a window."""
 
-MOST_GAP_MS: Final = 120_000
-"""Of silence that still counts as the state before it."""
-
 _RECENT: Final = 32
 """Reports of a session that can still be put into another order."""
 
-METRICS: Final = (
-    "start_failures", "start_timeouts", "slow_starts", "stalls", "errors", "failures", "low_bitrate", "silence",
-)  # fmt: skip
-"""What windows count, each as (total, bad):
-
-start_failures: starts of which the player told the end; those that ended without a picture
-start_timeouts: starts that succeeded, or of which nothing was heard for START_TIMEOUT_MS; the latter
-slow_starts: starts that succeeded; those that took longer than SLOW_START_MS
-stalls: sessions that played or stalled in the window; those that stalled, once in ONCE_MS
-errors: sessions that were there in the window; those that told of an error that playback survived, once in ONCE_MS
-failures: started sessions that were there in the window; those that ended in an error
-low_bitrate: sessions that played, not low in the window before; those that fell below LOW_BITRATE of their offer
-silence: sessions that were due to report; those that did not, with no farewell
-"""
-
-Leaf = tuple[str, ...]
-"""A value of each of DIMENSIONS, empty where it is unknown."""
-
-_STARTING: Final = "s"
-_PRELOADING: Final = "d"
-_PLAYING: Final = "p"
-_STALLED: Final = "r"
-_OVER: Final = frozenset("efq")
-_LIVELY: Final = frozenset("spd")
-_WAITING: Final = frozenset("sdwrk")
-"""States in which nothing was shown yet, if nothing was before: a start-up time told with them is none."""
-
-_PICTURES: Final = frozenset({"v", "av"})
-"""Types of objects whose bitrate is the session's: what comes with a request for sound is the sound's."""
-
-_RESPONSE: Final = "rr"
-"""The event of a response: its `ts` is the request's, and what it says of playback is of when the response had come."""
-
 _REPLAY_MS: Final = 1_000
-_COLUMN: Final = {metric: 2 * place for place, metric in enumerate(METRICS)}
 _ERRORS, _SILENCE, _STALLS, _LOW, _FAILURES = (
-    _COLUMN[name] for name in ("errors", "silence", "stalls", "low_bitrate", "failures")
+    COLUMN[name] for name in ("errors", "silence", "stalls", "low_bitrate", "failures")
 )
-ATTEMPTS: Final = 2 * len(METRICS)
-"""Column of the number of sessions that began."""
-
-REPORTS: Final = ATTEMPTS + 1
-"""Column of the number of reports that came."""
-
-WIDTH: Final = REPORTS + 1
-
-
-@dataclass(slots=True)
-class Window:
-    """What one window saw of some sessions.
-
-    Attributes:
-        start_ms: when it began; a multiple of WINDOW_MS.
-        counts: leaf -> total and bad of each of METRICS in turn, then sessions that began, then reports.
-    """
-
-    start_ms: int
-    counts: dict[Leaf, list[int]] = field(default_factory=dict)
-
-    def row(self, leaf: Leaf) -> list[int]:
-        """The counts of a leaf, to be added to."""
-        row = self.counts.get(leaf)
-        if row is None:
-            row = self.counts[leaf] = [0] * WIDTH
-        return row
-
-    def add(self, leaf: Leaf, metric: str, *, bad: bool) -> None:
-        """Count one for a metric."""
-        row, column = self.row(leaf), _COLUMN[metric]
-        row[column] += 1
-        row[column + 1] += bad
-
-    def table(self) -> NDArray[np.int64]:
-        """The counts as an array (leaves, WIDTH), in the order of `counts`."""
-        numbers = np.fromiter(chain.from_iterable(self.counts.values()), np.int64, len(self.counts) * WIDTH)
-        return numbers.reshape(-1, WIDTH)
-
-    def merge(self, other: Self) -> None:
-        """Add what another window of the same time saw of other sessions."""
-        for leaf, counts in other.counts.items():
-            row = self.row(leaf)
-            for column, count in enumerate(counts):
-                row[column] += count
-
-    def dump(self) -> list[Any]:
-        """As JSON takes it."""
-        return [self.start_ms, [[*leaf, *row] for leaf, row in self.counts.items()]]
-
-    @classmethod
-    def load(cls, dumped: Sequence[Any]) -> Self:
-        """The reverse of `dump`."""
-        width = len(DIMENSIONS)
-        return cls(dumped[0], {tuple(row[:width]): list(row[width:]) for row in dumped[1]})
-
-
-Beat = tuple[
-    int, int, str, str, float | None, float | None, float | None, bool, bool | None, float | None, float | None
-]  # fmt: skip
-"""What a report says, as far as sessions are concerned; None where it does not say: ts, number, event, state, kbps,
-top_kbps, startup_ms, starved, starting, stalls, stall_ms. Of starting None is what came with another object than
-pictures. There are 32 a session, so it is a plain tuple: of those the garbage collector keeps no account."""
-
-
-class Fold:
-    """What beats add up to. Times ms, all 0 at the start."""
-
-    __slots__ = (
-        "errors", "failed", "first", "kbps", "played_kbits", "played_ms", "since", "stall_ms", "stalls", "started",
-        "startup_ms", "state", "switches", "top_kbps",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.first = 0
-        self.since = 0
-        self.state = ""
-        self.started = 0
-        self.startup_ms = 0.0
-        self.played_ms = 0
-        self.stall_ms = 0.0
-        self.stalls = 0.0
-        self.kbps = 0.0
-        self.top_kbps = 0.0
-        self.played_kbits = 0.0
-        self.switches = 0
-        self.errors = 0
-        self.failed = False
-
-    def copy(self) -> "Fold":
-        """Another with the same values."""
-        other = Fold.__new__(Fold)
-        for name in Fold.__slots__:
-            setattr(other, name, getattr(self, name))
-        return other
-
-    def apply(self, beat: Beat) -> None:
-        """Take in the next beat."""
-        ts, _, event, told, _, _, startup_ms, _, starting, stalls, _ = beat
-        state = self.state
-        if not self.first:
-            self.first = self.since = ts
-        elif ts > self.since:
-            elapsed = min(ts - self.since, MOST_GAP_MS)
-            if state == _PLAYING:
-                self.played_ms += elapsed
-                self.played_kbits += self.kbps * elapsed / 1000
-            elif state == _STALLED and self.started:
-                self.stall_ms += elapsed
-            self.since = ts
-        self._hear_numbers(beat)
-        entered = told or ("" if event else self._implied(ts, starting=starting))
-        if startup_ms and not told and state in {"", _STARTING}:
-            entered = _PLAYING  # who says no states says so when it has started
-        if entered and entered != state and state not in _OVER:
-            self._enter(entered, ts, counts_stalls=stalls is not None)
-
-    def _hear_numbers(self, beat: Beat) -> None:
-        _, _, event, told, kbps, top_kbps, startup_ms, starved, _, stalls, stall_ms = beat
-        if kbps and kbps != self.kbps:
-            self.switches += bool(self.kbps)
-            self.kbps = kbps
-        if top_kbps and top_kbps > self.top_kbps:
-            self.top_kbps = top_kbps
-        if startup_ms and not self.startup_ms:
-            self.startup_ms = startup_ms
-        if event == "e":
-            self.errors += 1
-        if stalls is not None:
-            self.stalls = max(self.stalls, stalls)
-        elif starved and self.started and _STALLED not in {told, self.state}:
-            self.stalls += 1
-        if stall_ms is not None:
-            self.stall_ms = max(self.stall_ms, stall_ms)
-
-    def _implied(self, ts: int, *, starting: bool | None) -> str:
-        """The state of a player that says none (version 1): its requests for start-up, then for playback."""
-        if starting is None:  # sound is often fetched ahead of the first picture
-            starting = self.kbps > 0 or ts - self.first < SOUND_ALONE_MS
-        if self.state in {"", _STARTING}:
-            return _STARTING if starting or not self.state else _PLAYING
-        return ""
-
-    def _enter(self, state: str, ts: int, *, counts_stalls: bool) -> None:
-        if self.state == _PRELOADING and not self.started:
-            self.first = ts  # nobody waited before
-        if state == _PLAYING and not self.started:
-            self.started = ts
-            if not self.startup_ms:
-                self.startup_ms = float(max(ts - self.first, 1))
-        elif state == _STALLED and self.started and not counts_stalls:
-            self.stalls += 1
-        elif state == "f":
-            self.failed = True
-        self.state = state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +137,18 @@ class Session:
     @property
     def over(self) -> bool:
         """Whether the player said that it is."""
-        return self.fold.state in _OVER
+        return self.fold.state in OVER
+
+    def beat(self, report: Report) -> Beat:
+        """What a report says, at the time that it happened by the player's clock."""
+        told = number_of(report.values, "ts")
+        if not told:
+            return beat_of(report.values, report.received_ms - (self.offset or 0), timed=False)
+        ts = int(told)
+        ahead = report.received_ms - ts
+        if self.offset is None or ahead < self.offset:
+            self.offset = ahead
+        return beat_of(report.values, ts, timed=True)
 
     def place(self, beat: Beat) -> bool:
         """Put a beat into its place; whether it is new."""
@@ -366,8 +191,8 @@ class Session:
     def dump(self) -> list[Any]:
         """As JSON takes it."""
         return [
-            self.name, list(self.leaf), self.began, self.heard, self.interval, self.offset, _dump(self.settled),
-            _dump(self.fold), [list(beat) for beat in self.recent], self.outcome, self.stalled, self.erred,
+            self.name, list(self.leaf), self.began, self.heard, self.interval, self.offset, dump_fold(self.settled),
+            dump_fold(self.fold), [list(beat) for beat in self.recent], self.outcome, self.stalled, self.erred,
             self.told_quiet, self.ended, self.lost, self.low, self.stalled_told, self.erred_told, self.ticked,
         ]  # fmt: skip
 
@@ -377,12 +202,12 @@ class Session:
         session = cls(dumped[0], dumped[2])
         session.leaf = tuple(dumped[1])
         session.heard, session.interval, session.offset = dumped[3:6]
-        session.settled, session.fold = _load(dumped[6]), _load(dumped[7])
+        session.settled, session.fold = load_fold(dumped[6]), load_fold(dumped[7])
         session.recent = [cast("Beat", tuple(beat)) for beat in dumped[8]]
         (
             session.outcome, session.stalled, session.erred, session.told_quiet, session.ended, session.lost,
             session.low, session.stalled_told, session.erred_told, session.ticked,
-        ) = dumped[9:] if len(dumped) > 18 else (*dumped[9:], 0)  # fmt: skip
+        ) = dumped[9:]  # fmt: skip
         return session
 
 
@@ -450,9 +275,9 @@ class Sessions:
         self.tally.reports += 1
         known = self._known.pop(report.session, None)
         session = known or self._begin(report.session, now)
-        beat = self._beat(session, report)
+        beat = session.beat(report)
         ts, _, _, state, _, _, _, starved, _, _, _ = beat
-        if session.over and state in _LIVELY and ts > session.fold.since + _REPLAY_MS:
+        if session.over and state in LIVELY and ts > session.fold.since + _REPLAY_MS:
             self._forget(session)  # the same id plays again
             known, session = None, self._begin(report.session, now)
         self._known[report.session] = session  # the longest silent comes first
@@ -468,11 +293,11 @@ class Sessions:
         if known is None:
             row[ATTEMPTS] += 1
         fold = session.fold
-        if fold.state == _PRELOADING:
+        if fold.state == PRELOADING:
             session.began = now
         if fold.errors > errors and not fold.failed:
             session.erred = True
-        if (state == _STALLED or starved) and fold.started:
+        if (state == STALLED or starved) and fold.started:
             session.stalled = True
         if not session.outcome:
             self._settle_start(session, now)
@@ -488,35 +313,6 @@ class Sessions:
             self.tally.evicted += 1
             self._forget(next(iter(self._known.values())))
         return Session(name, now)
-
-    def _beat(self, session: Session, report: Report) -> Beat:
-        """What a report says, at the time that it happened by the player's clock."""
-        values = report.values
-        told = _number(values, "ts")
-        if told:
-            ts = int(told)
-            ahead = report.received_ms - ts
-            if session.offset is None or ahead < session.offset:
-                session.offset = ahead
-        else:
-            ts = report.received_ms - (session.offset or 0)
-        number, event, state = values.get("sn"), values.get("e"), values.get("sta")
-        number = number if isinstance(number, int) else -1
-        state = state if isinstance(state, str) else ""
-        startup_ms = None if state in _WAITING else _number(values, "msd")
-        kbps, top_kbps = _number(values, "br"), _number(values, "tb") or _number(values, "tpb")
-        starting: bool | None = values.get("su") is True
-        if "ot" in values and values["ot"] not in _PICTURES:
-            kbps = top_kbps = None
-            starting = starting or None
-        stalls, stall_ms = _number(values, "bsa"), _number(values, "bsda")
-        if event == _RESPONSE:
-            ts += int(min(_number(values, "ttlb") or 0, MOST_GAP_MS)) if told else 0
-            return ts, number, _RESPONSE, "", None, top_kbps, startup_ms, False, False, stalls, stall_ms
-        return (
-            ts, number, event if isinstance(event, str) else "", state, kbps, top_kbps, startup_ms,
-            values.get("bs") is True, starting, stalls, stall_ms,
-        )  # fmt: skip
 
     def _hear(self, session: Session, report: Report, now: int) -> None:
         if session.interval == 0 and report.event == "t":
@@ -553,21 +349,21 @@ class Sessions:
         dead = []
         for session in self._known.values():
             fold = session.fold
-            over = fold.state in _OVER
+            over = fold.state in OVER
             silent = end - session.heard
             if silent > (LINGER_MS if over else DEAD_MS):
                 dead.append(session)
                 continue
             if over:
                 continue
-            waits = not session.outcome and fold.state != _PRELOADING
+            waits = not session.outcome and fold.state != PRELOADING
             if waits and end - session.began > START_TIMEOUT_MS:
                 session.outcome = "failed"
                 window.add(session.leaf, "start_timeouts", bad=True)
                 self.touched.add(session.name)
             limit = QUIET_AFTER * (session.interval or INTERVAL_MS)
             if silent > limit:
-                if not session.told_quiet and fold.state in {_PLAYING, _STALLED}:
+                if not session.told_quiet and fold.state in {PLAYING, STALLED}:
                     window.add(session.leaf, "silence", bad=True)
                     session.told_quiet = True
                     self.touched.add(session.name)
@@ -588,14 +384,14 @@ class Sessions:
         row[_SILENCE] += 1
         if fold.started:
             row[_FAILURES] += 1
-        if fold.started and fold.state in {_PLAYING, _STALLED}:
-            stalled = (session.stalled or fold.state == _STALLED) and start - session.stalled_told >= ONCE_MS
+        if fold.started and fold.state in {PLAYING, STALLED}:
+            stalled = (session.stalled or fold.state == STALLED) and start - session.stalled_told >= ONCE_MS
             row[_STALLS] += 1
             row[_STALLS + 1] += stalled
             if stalled:
                 session.stalled_told = start
                 self.touched.add(session.name)
-            if fold.state == _PLAYING and fold.top_kbps and fold.kbps:
+            if fold.state == PLAYING and fold.top_kbps and fold.kbps:
                 low = fold.kbps < LOW_BITRATE * fold.top_kbps
                 if not session.low:
                     row[_LOW] += 1
@@ -648,26 +444,5 @@ class Sessions:
         return loaded
 
 
-def _number(values: Mapping[str, Any], key: str) -> float | None:
-    """Report.number of video, without the report: seven a report."""
-    value = values.get(key)
-    if value is None:
-        return None
-    if type(value) is dict:
-        value = value["v"] if "v" in value else next(iter(value.values()), None)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _order(beat: Beat) -> tuple[int, int]:
     return beat[0], beat[1]
-
-
-def _dump(fold: Fold) -> list[Any]:
-    return [getattr(fold, name) for name in Fold.__slots__]
-
-
-def _load(dumped: Sequence[Any]) -> Fold:
-    fold = Fold()
-    for name, value in zip(Fold.__slots__, dumped, strict=True):
-        setattr(fold, name, value)
-    return fold

@@ -19,7 +19,7 @@ import orjson
 import redis
 
 from serve.telemetry.log import PARTITIONS
-from serve.telemetry.sessions import Window
+from serve.telemetry.windows import Window
 from serve.watchtower.alarms import Alarm, slice_of
 from serve.watchtower.networks import NetworkSums
 from serve.watchtower.outages import Outage, as_json, from_json

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.telemetry.sessions import METRICS
+from serve.telemetry.windows import METRICS
 from serve.watchtower.alarms import Alarm, Slice
 from serve.watchtower.bank import RatioBank
 from serve.watchtower.rates import SPANS

@@ -22,7 +22,8 @@ from features.settings import Settings
 from serve import vitals
 from serve.errors import InvalidInput
 from serve.telemetry.log import FIELD, PARTITIONS, reports_of, stream_key
-from serve.telemetry.sessions import WINDOW_MS, Sessions, Window
+from serve.telemetry.sessions import Sessions
+from serve.telemetry.windows import WINDOW_MS, Window
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
 from serve.watchtower.leases import LeaseLost, Leases

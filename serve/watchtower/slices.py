@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_array
 
 from serve.telemetry.reports import DIMENSIONS
-from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WINDOW_MS, Leaf, Window
+from serve.telemetry.windows import ATTEMPTS, METRICS, REPORTS, WINDOW_MS, Leaf, Window
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
 from serve.watchtower.bank import RatioBank
 from serve.watchtower.counts import CountDetector

@@ -6,7 +6,8 @@ The service spreads it over replicas; evaluations and tests run it as it is.
 from collections.abc import Callable
 
 from serve.telemetry.reports import Report
-from serve.telemetry.sessions import Sessions, Summary, Window
+from serve.telemetry.sessions import Sessions, Summary
+from serve.telemetry.windows import Window
 from serve.watchtower.outages import Outage
 from serve.watchtower.slices import SliceWatch
 from serve.watchtower.tracker import OutageTracker

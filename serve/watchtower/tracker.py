@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.telemetry.reports import DIMENSIONS
-from serve.telemetry.sessions import ATTEMPTS, METRICS, WIDTH, WINDOW_MS, Leaf, Window
+from serve.telemetry.windows import ATTEMPTS, METRICS, WIDTH, WINDOW_MS, Leaf, Window
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
 from serve.watchtower.drifts import LONGEST, STEP
 from serve.watchtower.localisation import Cause, evidence_of, localise

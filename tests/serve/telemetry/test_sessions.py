@@ -10,16 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.telemetry.reports import DIMENSIONS, Report, context_of
-from serve.telemetry.sessions import (
-    ATTEMPTS,
-    DEAD_MS,
-    LINGER_MS,
-    METRICS,
-    WINDOW_MS,
-    Sessions,
-    Summary,
-    Window,
-)
+from serve.telemetry.sessions import DEAD_MS, LINGER_MS, Sessions, Summary
+from serve.telemetry.windows import ATTEMPTS, METRICS, WINDOW_MS, Window
 
 T0 = 1_790_000_000_000
 Row = tuple[int, dict[str, Any]]

@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
-from serve.telemetry.sessions import METRICS, WIDTH, WINDOW_MS, Window
+from serve.telemetry.windows import METRICS, WIDTH, WINDOW_MS, Window
 from serve.watchtower.alarms import Alarm
 from serve.watchtower.drifts import DRIFTING, LONGEST, STEP, DriftWatch
 from serve.watchtower.tracker import CLOSED_AFTER, FINE, OutageTracker

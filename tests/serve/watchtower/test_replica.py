@@ -15,7 +15,8 @@ import redis
 from features.settings import Settings
 from serve.telemetry.log import FIELD, PARTITIONS, Said, partition_of, reports_of, stream_key
 from serve.telemetry.reports import Report
-from serve.telemetry.sessions import REPORTS, WINDOW_MS, Sessions, Window
+from serve.telemetry.sessions import Sessions
+from serve.telemetry.windows import REPORTS, WINDOW_MS, Window
 from serve.watchtower import board
 from serve.watchtower.leases import LEASE_MS, LeaseLost, Leases
 from serve.watchtower.replica import WatchtowerReplica

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import pytest
 
-from serve.telemetry.sessions import ATTEMPTS, METRICS, REPORTS, WIDTH, WINDOW_MS, Leaf, Window
+from serve.telemetry.windows import ATTEMPTS, METRICS, REPORTS, WIDTH, WINDOW_MS, Leaf, Window
 from serve.watchtower.alarms import GAP, Alarm
 from serve.watchtower.outages import Outage, as_json, from_json
 from serve.watchtower.slices import SliceWatch
