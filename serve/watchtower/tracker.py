@@ -139,8 +139,9 @@ class OutageTracker:
         for metric, of_metric in _by_metric(alarm for alarm in usable if alarm.windows == 1)[:_MOST_LOCALISED]:
             if not self._is_explained(metric, of_metric, window.start_ms):
                 self._localise(metric, of_metric[0], window.start_ms, now)
-        for alarm in slow:
-            self._hear_slow(alarm, now)
+        heard: set[str] = set()
+        for alarm in sorted(slow, key=lambda one: -one.evidence):
+            self._hear_slow(alarm, now, heard)
         changed = []
         for case in list(self._cases):
             self._live(case, window.start_ms, now)
@@ -300,14 +301,21 @@ class OutageTracker:
             evidence = tuple(sorted([told, *others], key=lambda one: -float(one["log_likelihood_ratio"]))[:6])
         case.outage = replace(case.outage, slice=dict(best), evidence=evidence)
 
-    def _hear_slow(self, alarm: Alarm, now: int) -> None:
-        """Lay an alarm of many windows to what is open, or make an outage of it where nothing else explains it."""
+    def _hear_slow(self, alarm: Alarm, now: int, heard: set[str]) -> None:
+        """Lay an alarm of many windows to what is open, or make an outage of it where nothing else explains it.
+
+        Args:
+            alarm: those of a step come by evidence, the strongest first.
+            now: the end of the window.
+            heard: ids of outages that an alarm of this step was laid to: one has a vote.
+        """
         explained = False
         excess, vote = alarm.bad - alarm.expected * alarm.total, alarm.evidence * math.log(10)
         for case in self._cases:
             if alarm.metric in case.usual and _may_meet(slice_of(case.outage.slice.items()), alarm.slice):
                 explained = True
-                if case.slow or case.outage.state == "suspected":
+                if case.outage.outage_id not in heard and _is_more(case, alarm):
+                    heard.add(case.outage.outage_id)
                     case.slow, case.hurt = True, max(case.hurt, excess)
                     case.votes[alarm.slice] = case.votes.get(alarm.slice, 0.0) + vote
                     case.outage = replace(case.outage, slice=dict(_best(case)))
@@ -317,6 +325,7 @@ class OutageTracker:
         if explained:
             return
         case = self._open(alarm.slice, alarm.metric, now - alarm.windows * WINDOW_MS, now)
+        heard.add(case.outage.outage_id)
         case.slow, case.hurt = True, excess
         case.votes[alarm.slice] = vote
         case.usual[alarm.metric] = alarm.expected
@@ -480,6 +489,13 @@ class OutageTracker:
         ]  # fmt: skip
         tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
         return tracker
+
+
+def _is_more(case: _Case, alarm: Alarm) -> bool:
+    """Whether an alarm of many windows says more of an outage. Of one that recovers, wider slices' sums hold it yet."""
+    state = case.outage.state
+    own = slice_of(case.outage.slice.items()) == alarm.slice
+    return state == "suspected" or (case.slow and (state == "confirmed" or own))
 
 
 def _best(case: _Case) -> Slice:

@@ -1,6 +1,8 @@
 """Shares that rise too slowly for a window to show are alarmed, named and followed; what only varies is not."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import orjson
@@ -114,8 +116,9 @@ def windows(count: int, failures: int = 0, since: int = 0) -> Iterator[Window]:
         yield window
 
 
-def at(window: Window, alarm: Alarm = SLOW) -> Alarm:
-    return Alarm(**{name: getattr(alarm, name) for name in Alarm.__slots__} | {"window_ms": window.start_ms})
+def at(window: Window, **changes: Any) -> Alarm:
+    """SLOW, as of a window, with some fields changed."""
+    return replace(SLOW, window_ms=window.start_ms, **changes)
 
 
 def test_an_alarm_of_many_windows_is_an_outage_until_its_metric_is_as_usual() -> None:
@@ -161,6 +164,20 @@ def test_an_open_outage_of_the_metric_explains_it() -> None:
     tracker = OutageTracker()
     opened = []
     for place, window in enumerate(windows(60)):
-        wider = at(window, Alarm(**{name: getattr(SLOW, name) for name in Alarm.__slots__} | {"slice": ()}))
+        wider = at(window, slice=())
         opened += tracker.see(window, [at(window)] if place == 36 else [wider] if place == 48 else [])
     assert len({outage.outage_id for outage in opened}) == 1
+
+
+def test_wider_slices_whose_sums_hold_the_trouble_do_not_rename_it() -> None:
+    tracker = OutageTracker()
+    told = []
+    for place, window in enumerate(windows(150)):
+        wider = at(window, slice=())
+        if place == 36:
+            told += tracker.see(window, [wider, at(window, evidence=12.0)])
+        else:
+            told += tracker.see(window, [wider] if place % STEP == 0 and place > 72 else [])
+    assert "recovering" in {outage.state for outage in told}
+    assert {tuple(outage.slice.items()) for outage in told} == {(("region", "uk"),)}
+    assert len({outage.outage_id for outage in told}) == 1
