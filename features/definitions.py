@@ -12,13 +12,16 @@ from feast.types import Array, Bool, FeastType, Float32, Float64, Int32, Int64, 
 from features.layout import ValueKind, View
 from features.records import READ_FEATURES
 from features.settings import Settings
-from features.views import NETWORK_THROUGHPUT, RENDITION_SEGMENTS, VIEWS
+from features.views import NETWORK_QOE, NETWORK_THROUGHPUT, RENDITION_SEGMENTS, TITLE_QOE, VIEWS
 
 RECOMMEND: Final = "recommend_v1"
 """Service of the recommendation model: what `OnlineFeatures.read` reads."""
 
 BITRATE: Final = "bitrate_v1"
 """Service of the bitrate planner."""
+
+QOE: Final = "qoe_v1"
+"""How playback goes, by network and by title. Their features have the same names: ask for full feature names."""
 
 _TYPES: Final[dict[ValueKind, FeastType]] = {
     ValueKind.STRING: String,
@@ -63,6 +66,11 @@ def definitions(settings: Settings) -> list[Any]:
             name=BITRATE,
             features=[views[RENDITION_SEGMENTS.name], views[NETWORK_THROUGHPUT.name]],
             description="What the bitrate planner knows of a rendition and a network.",
+        ),
+        FeatureService(
+            name=QOE,
+            features=[views[NETWORK_QOE.name], views[TITLE_QOE.name]],
+            description="How playback goes through a network and of a title; to be read with full feature names.",
         ),
     ]
     return [*_ENTITIES.values(), *views.values(), *services]

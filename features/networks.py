@@ -6,23 +6,17 @@ The record is a distribution of ln(kbit/s).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-import redis
-from hiredis import ReplyError
-
-from features.errors import CorruptRecord, InvalidData, StoreUnavailable
-from features.layout import command, decode, entity_key
+from features.errors import InvalidData
+from features.layout import entity_key
 from features.link import StoreLink
+from features.rows import Rows, writing
 from features.settings import Settings
 from features.views import NETWORK_THROUGHPUT
 
 Network = tuple[str, str]
 """A cdn and an asn."""
-
-_FIELDS: Final = NETWORK_THROUGHPUT.fields()
-_KINDS: Final = tuple(NETWORK_THROUGHPUT.features.values())
-_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +58,7 @@ class NetworkReader:
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        if not networks:
-            return {}
-        payload = b"".join(command("HMGET", network_key(network), *_FIELDS) for network in networks)
-        rows = await self._link.call(payload, count=len(networks), deadline_s=deadline_ms / 1000)
-        return {network: _throughput(values) for network, values in zip(networks, rows, strict=True)}
+        return await _ROWS.read(self._link, networks, deadline_ms)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -92,36 +82,19 @@ def store_throughput(settings: Settings, networks: Mapping[Network, Throughput])
         StoreUnavailable: the store does not answer; write them again.
     """
     for network, seen in networks.items():
-        if not math.isfinite(seen.log_mean_kbps) or not 0 < seen.log_std_kbps < math.inf:
+        if not _is_usable(seen):
             raise InvalidData(
                 field=f"throughput of network {network}",
                 got=(seen.log_mean_kbps, seen.log_std_kbps),
                 expected="a finite mean and a deviation above 0, of ln(kbit/s)",
                 next_step="Leave the network out until enough of it is known.",
             )
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
-    try:
-        with client, client.pipeline(transaction=False) as pipe:
-            for network, seen in networks.items():
-                row = {name: getattr(seen, name) for name in NETWORK_THROUGHPUT.features}
-                fields = NETWORK_THROUGHPUT.row(row, seen.last_ts_ms)
-                pipe.hset(network_key(network), items=fields)  # type: ignore[arg-type]  # keys are binary
-            pipe.execute()
-    except redis.RedisError as error:
-        raise StoreUnavailable(
-            field="online store",
-            got=str(error),
-            expected="a Redis or Valkey server that answers",
-            next_step="Start the store or correct REDIS_URL; write them again.",
-        ) from error
+    with writing(settings) as pipe:
+        _ROWS.put(pipe, networks)
 
 
-def _throughput(values: Any) -> Throughput | None:
-    if isinstance(values, ReplyError) or values[0] is None:
-        return None
-    try:
-        seen = Throughput(*[decode(kind, value or b"") for kind, value in zip(_KINDS, values, strict=True)])
-    except CorruptRecord:
-        return None
-    usable = math.isfinite(seen.log_mean_kbps) and 0 < seen.log_std_kbps < math.inf
-    return seen if usable else None
+def _is_usable(seen: Throughput) -> bool:
+    return math.isfinite(seen.log_mean_kbps) and 0 < seen.log_std_kbps < math.inf
+
+
+_ROWS: Final = Rows(NETWORK_THROUGHPUT, network_key, Throughput, _is_usable)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import redis
 from hiredis import ReplyError
 
-from features.errors import CorruptRecord, InvalidData, StoreUnavailable
+from features.errors import CorruptRecord, InvalidData
 from features.layout import command, corrupt, decode, entity_key
 from features.link import StoreLink
+from features.rows import writing
 from features.settings import Settings
 from features.views import RENDITION_SEGMENTS
 
@@ -21,7 +21,6 @@ MAX_RUNGS: Final = 12
 
 _FIELDS: Final = RENDITION_SEGMENTS.fields()
 _KINDS: Final = tuple(RENDITION_SEGMENTS.features.values())
-_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,25 +104,15 @@ def store_renditions(settings: Settings, titles: Mapping[str, Iterable[Rendition
         StoreUnavailable: the store does not answer; write them again.
     """
     ladders = {title_id: _checked(title_id, renditions) for title_id, renditions in titles.items()}
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
-    try:
-        with client, client.pipeline(transaction=True) as pipe:
-            for title_id, ladder in ladders.items():
-                for rung in range(MAX_RUNGS):
-                    key = rendition_key(title_id, rung)
-                    pipe.delete(key)
-                    if rung < len(ladder):
-                        made = ladder[rung]
-                        row = {name: getattr(made, name) for name in RENDITION_SEGMENTS.features}
-                        pipe.hset(key, items=RENDITION_SEGMENTS.row(row, ts_ms))  # type: ignore[arg-type]  # keys are binary
-            pipe.execute()
-    except redis.RedisError as error:
-        raise StoreUnavailable(
-            field="online store",
-            got=str(error),
-            expected="a Redis or Valkey server that answers",
-            next_step="Start the store or correct REDIS_URL; write them again.",
-        ) from error
+    with writing(settings, transaction=True) as pipe:
+        for title_id, ladder in ladders.items():
+            for rung in range(MAX_RUNGS):
+                key = rendition_key(title_id, rung)
+                pipe.delete(key)
+                if rung < len(ladder):
+                    made = ladder[rung]
+                    row = {name: getattr(made, name) for name in RENDITION_SEGMENTS.features}
+                    pipe.hset(key, items=RENDITION_SEGMENTS.row(row, ts_ms))  # type: ignore[arg-type]  # keys are binary
     return sum(map(len, ladders.values()))
 
 

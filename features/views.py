@@ -95,5 +95,32 @@ NETWORK_THROUGHPUT: Final = View(
     about="Distribution of log throughput (natural log of kbit/s) seen through one CDN from one network.",
 )
 
-VIEWS: Final = (PROFILE_HISTORY, PROFILE_STATS, TITLE_METADATA, TITLE_STATS, RENDITION_SEGMENTS, NETWORK_THROUGHPUT)
+_QOE: Final = {
+    "weight": ValueKind.FLOAT64,
+    "start_failures": ValueKind.FLOAT64,
+    "slow_starts": ValueKind.FLOAT64,
+    "stalls": ValueKind.FLOAT64,
+    "failures": ValueKind.FLOAT64,
+    "low_bitrate": ValueKind.FLOAT64,
+    "last_ts_ms": ValueKind.INT64,
+}
+
+NETWORK_QOE: Final = View(
+    name="network_qoe",
+    join_keys=("cdn", "asn"),
+    features=_QOE,
+    about="How playback goes through one CDN from one network, lately: shares of 0 to 1 of what went wrong.",
+)
+
+TITLE_QOE: Final = View(
+    name="title_qoe",
+    join_keys=("title_id",),
+    features=_QOE,
+    about="How playback of one title goes, lately: shares of 0 to 1 of what went wrong.",
+)
+
+VIEWS: Final = (
+    PROFILE_HISTORY, PROFILE_STATS, TITLE_METADATA, TITLE_STATS, RENDITION_SEGMENTS, NETWORK_THROUGHPUT, NETWORK_QOE,
+    TITLE_QOE,
+)  # fmt: skip
 """All views."""

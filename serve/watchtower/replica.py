@@ -17,7 +17,8 @@ import orjson
 import redis
 
 from features.errors import FeaturesError
-from features.networks import Throughput, store_throughput
+from features.networks import store_throughput
+from features.qoe import store_qoe
 from features.settings import Settings
 from serve import vitals
 from serve.errors import InvalidInput
@@ -29,6 +30,7 @@ from serve.watchtower.board import Store
 from serve.watchtower.leases import LeaseLost, Leases
 from serve.watchtower.networks import NetworkSums, merged, throughput_of
 from serve.watchtower.outages import Outage
+from serve.watchtower.qoe import QoeSums
 from serve.watchtower.selfwatch import SelfWatch
 from serve.watchtower.slices import SliceWatch
 from serve.watchtower.tracker import OutageTracker
@@ -45,7 +47,8 @@ VITALS_LATE_MS: Final = 12_000
 _ENTRIES: Final = 200
 _CHECKPOINT_EVERY: Final = 6
 """Windows between checkpoints of slices and outages; those between are judged again, with the same outcome."""
-_NETWORKS_EVERY: Final = 6
+_TOLD_EVERY: Final = 6
+"""Windows between what the feature store is told of networks and titles."""
 _STEP_PAUSE_S: Final = 0.1
 _TROUBLE_PAUSE_S: Final = 1.0
 _TIMEOUT_S: Final = 5.0
@@ -177,6 +180,7 @@ class OutagesRole:
         self._next = _begin(store) if state is None else int(state["next"])
         self._tracker = OutageTracker() if state is None else OutageTracker.from_state(state["tracker"])
         self._networks = NetworkSums() if state is None else NetworkSums.load(state["networks"])
+        self._qoe = QoeSums.load(state["qoe"]) if state and "qoe" in state else QoeSums()  # none in older checkpoints
         self._waits_since = 0
 
     def step(self) -> bool:
@@ -197,9 +201,11 @@ class OutagesRole:
         changed = self._tracker.see(window, sorted(alarms, key=lambda alarm: -alarm.evidence))
         self._next += WINDOW_MS
         self._networks = merged(self._networks, networks)
+        self._qoe.add(window)
         self._commit(changed)
-        if self._next // WINDOW_MS % _NETWORKS_EVERY == 0:
+        if self._next // WINDOW_MS % _TOLD_EVERY == 0:
             self._tell_networks()
+            self._tell_qoe()
         return True
 
     def _commit(self, changed: list[Outage]) -> None:
@@ -212,7 +218,10 @@ class OutagesRole:
             commands.append(["HSET", board.OUTAGES, outage.outage_id, dumped])
             commands.append(["XADD", board.LOG, "MAXLEN", "~", board.MOST_LOGGED, "*", board.CHANGE, dumped])
         if changed or self._next // WINDOW_MS % _CHECKPOINT_EVERY == 0:
-            state = {"next": self._next, "tracker": self._tracker.state(), "networks": self._networks.dump()}
+            state = {
+                "next": self._next, "tracker": self._tracker.state(), "networks": self._networks.dump(),
+                "qoe": self._qoe.dump(),
+            }  # fmt: skip
             commands.append(_state_command(board.OUTAGE_ROLE, state))
             commands += self._forgotten()
         self._leases.commit(board.OUTAGE_ROLE, commands)
@@ -226,13 +235,23 @@ class OutagesRole:
 
     def _tell_networks(self) -> None:
         """What is seen of networks, for bitrate decisions."""
-        seen: dict[tuple[str, str], Throughput] = throughput_of(self._networks, self._next)
+        seen = throughput_of(self._networks, self._next)
         if not seen:
             return
         try:
             store_throughput(self._settings, seen)
         except FeaturesError as error:
             _log.warning("throughput of networks was not written: %s", error)
+
+    def _tell_qoe(self) -> None:
+        """How playback goes, by network and by title."""
+        networks, titles = self._qoe.networks(), self._qoe.titles()
+        if not networks and not titles:
+            return
+        try:
+            store_qoe(self._settings, networks, titles)
+        except FeaturesError as error:
+            _log.warning("how playback goes was not written: %s", error)
 
 
 class VitalsRole:

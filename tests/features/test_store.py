@@ -6,7 +6,7 @@ import json
 import random
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import polars as pl
@@ -16,18 +16,27 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from features import store as store_module
-from features.definitions import BITRATE, RECOMMEND
+from features.definitions import BITRATE, QOE, RECOMMEND
 from features.errors import FeaturesError, InvalidData, StoreUnavailable
 from features.events import Event, EventKind
 from features.layout import entity_key
 from features.offline import features_at, title_statistics
 from features.online import OnlineFeatures
 from features.popularity import TitleStatistics, TitleStats, title_key
+from features.qoe import Qoe, QoeReader, store_qoe
 from features.records import READ_FIELDS, profile_key
 from features.sink import SCHEMA
 from features.store import apply, materialise, open_store
 from features.stream import FILLED_KEY, STREAM, EventWriter
-from features.views import NETWORK_THROUGHPUT, RENDITION_SEGMENTS, TITLE_METADATA, TITLE_STATS
+from features.views import (
+    NETWORK_QOE,
+    NETWORK_THROUGHPUT,
+    RENDITION_SEGMENTS,
+    TITLE_METADATA,
+    TITLE_QOE,
+    TITLE_STATS,
+    VIEWS,
+)
 
 START = 1_700_000_000_000
 PROFILES = pl.DataFrame(
@@ -418,12 +427,49 @@ def test_feasts_writes_are_read_back_by_us(settings, client):
     assert names == {NETWORK_THROUGHPUT.name, RENDITION_SEGMENTS.name}
 
 
+def test_feast_reads_how_playback_goes(settings):
+    """Stock Feast, through its service, says what QoeReader says of networks and titles."""
+    apply(settings)
+    networks = {
+        ("c1", "64500"): Qoe(50.0, 0.1, 0.2, 0.3, 0.4, 0.5, START),
+        ("c2", "7"): Qoe(20.5, 0, 0, 0, 0, 1, START),
+    }
+    titles = {"t1": Qoe(90.25, 0.01, 0.02, 0.03, 0.04, 0.05, START + 1)}
+    store_qoe(settings, networks, titles)
+
+    async def main():
+        reader = QoeReader(settings)
+        try:
+            found = await reader.read_networks([*networks, ("c3", "7")], 5000.0)
+            return found, await reader.read_titles(["t1", "t2"], 5000.0)
+        finally:
+            await reader.close()
+
+    of_networks, of_titles = asyncio.run(main())
+    assert of_networks == {**networks, ("c3", "7"): None}
+    assert of_titles == {**titles, "t2": None}
+    store = open_store(settings)
+    asked = [(network, title) for network in of_networks for title in of_titles]
+    rows = [{"cdn": cdn, "asn": asn, "title_id": title} for (cdn, asn), title in asked]
+    service = store.get_feature_service(QOE)
+    answer = store.get_online_features(service, rows, full_feature_names=True).to_dict()
+    for index, (network, title) in enumerate(asked):
+        for view, seen in ((NETWORK_QOE, of_networks[network]), (TITLE_QOE, of_titles[title])):
+            got = {feature: answer[f"{view.name}__{feature}"][index] for feature in view.features}
+            assert got == (asdict(seen) if seen else dict.fromkeys(view.features))
+    ours = {("network_qoe", ("cdn", "asn"), ("c1", "64500")), ("title_qoe", ("title_id",), ("t1",))}
+    for view, names, values in ours:
+        key = EntityKey(join_keys=list(names), entity_values=[Value(string_val=value) for value in values])
+        ((at, _),) = store._get_provider().online_read(store.config, store.get_feature_view(view), [key])
+        assert round(at.timestamp() * 1000) == (START if view == "network_qoe" else START + 1)
+
+
 def test_a_registry_is_replaced_whole(settings, tmp_path):
     apply(settings)
     broken = settings.home / "feast" / "registry.db"
     broken.write_bytes(b"\xff half a registry")
     apply(settings)
-    assert len(open_store(settings).list_feature_views()) == 6
+    assert len(open_store(settings).list_feature_views()) == len(VIEWS)
     assert [path.name for path in broken.parent.iterdir()] == ["registry.db"]
 
 
@@ -431,7 +477,7 @@ def test_the_registry_may_be_a_database(settings, tmp_path):
     pytest.importorskip("sqlalchemy")
     settings = replace(settings, feast_registry=f"sqlite:///{tmp_path}/registry.sqlite")
     apply(settings)
-    assert len(open_store(settings).list_feature_services()) == 2
+    assert len(open_store(settings).list_feature_services()) == 3
 
 
 @pytest.mark.parametrize("url", ["unix:///tmp/valkey.sock", "redis://:a,b@127.0.0.1:6379/0"])
