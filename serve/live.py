@@ -15,6 +15,7 @@ from features.popularity import TitleStatistics
 from serve.artifacts import CHAMPION, read_champion
 from serve.background import every
 from serve.catalogue import load_titles
+from serve.clock import now_ms
 from serve.errors import PlayheadError
 from serve.gateway.stages import ModelState
 from serve.logs import get
@@ -97,7 +98,7 @@ class LiveModel:
             self._metrics.model_refused(name)
             self._log.error("model refused", extra={"model": name, "still": before, "error": detail})
             return
-        loaded_ts = self.state.loaded_ts if path.name == before else time.time_ns() // 1_000_000
+        loaded_ts = self.state.loaded_ts if path.name == before else now_ms()
         self.state = replace(self.state, version=self._stage.version, loaded_ts=loaded_ts, state="live", detail="")
         if before is not None:
             self._metrics.model_live(name, before, live=False)

@@ -6,6 +6,7 @@ series in which more is bad than is usual. Shapes: N series, K spans.
 """
 
 import io
+import math
 import zipfile
 from typing import Any, Final, Self
 
@@ -89,6 +90,11 @@ class RatioBank:
         """Bad and total of one series over its latest windows, one less than one of SPANS, named by its place."""
         bad, total = self._at["sums"][row, span].tolist()
         return bad, total
+
+    def goes_on(self, row: int, usual: float) -> bool:
+        """Whether the latest two windows are worse than usual: sums over longer spans remember what is over."""
+        bad, total = self.recent(row, 1)
+        return bad > usual * total + 0.5 * math.sqrt(usual * total) + 0.5
 
     def reset(self, rows: Ints) -> None:
         """Let some series know nothing again."""

@@ -7,8 +7,7 @@ independent, and a few patient viewers would look like an outage.
 """
 
 import base64
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self
 
 import numpy as np
@@ -45,7 +44,7 @@ class DriftWatch:
         self._windows = 0
 
     def see(
-        self, window_ms: int, rows: NDArray[np.int64], counts: NDArray[np.int64], named: Callable[[int], Slice]
+        self, window_ms: int, rows: NDArray[np.int64], counts: NDArray[np.int64], known: Mapping[Slice, int]
     ) -> Iterator[Alarm]:
         """Count a window; at the end of a step, judge it and learn it.
 
@@ -53,7 +52,7 @@ class DriftWatch:
             window_ms: when the window began.
             rows: of slices with counts, each once (R,).
             counts: of each, as of sessions.Window (R, WIDTH).
-            named: the slice of a row.
+            known: slice -> row, of all that there are.
         """
         if len(rows) and rows.max() >= len(self._sums):
             more = np.zeros((max(int(rows.max()) + 1, 2 * len(self._sums)), len(_COLUMNS)))
@@ -62,10 +61,10 @@ class DriftWatch:
         self._sums[rows] += counts[:, _COLUMNS]
         self._windows += 1
         if self._windows % STEP == 0:
-            yield from self._judge(window_ms, named)
+            yield from self._judge(window_ms, known)
             self._sums[:] = 0.0
 
-    def _judge(self, window_ms: int, named: Callable[[int], Slice]) -> Iterator[Alarm]:
+    def _judge(self, window_ms: int, known: Mapping[Slice, int]) -> Iterator[Alarm]:
         shares = self._sums.reshape(-1, 2)  # (rows x metrics, total and bad)
         there = np.flatnonzero(shares[:, 0] > 0)
         if not len(there):
@@ -74,13 +73,15 @@ class DriftWatch:
         usual = self._bank.shares(there)
         p_values = self._bank.see(there, shares[there, 1], shares[there, 0])
         evidence = -np.log10(np.maximum(p_values, 1e-300))
-        for place in np.flatnonzero(evidence >= ALARM).tolist():
+        high = np.flatnonzero(evidence >= ALARM).tolist()
+        named = {row: slice_ for slice_, row in known.items()} if high else {}
+        for place in high:
             at, share = int(there[place]), float(usual[place])
             bad, total, steps = self._worst(at, share)
-            if bad - share * total < LEAST_BAD or bad < LEAST_LIFT * share * total or not self._goes_on(at, share):
+            if bad - share * total < LEAST_BAD or bad < LEAST_LIFT * share * total or not self._bank.goes_on(at, share):
                 continue
             yield Alarm(
-                slice=named(at // len(DRIFTING)), metric=DRIFTING[at % len(DRIFTING)], window_ms=window_ms,
+                slice=named[at // len(DRIFTING)], metric=DRIFTING[at % len(DRIFTING)], window_ms=window_ms,
                 evidence=float(evidence[place]), expected=share, total=total, bad=bad, windows=steps * STEP,
             )  # fmt: skip
 
@@ -93,11 +94,6 @@ class DriftWatch:
             # The bank's sums are one step short of their spans, and have taken this one in.
             spans.append((some_bad, some, span - 1))
         return max(spans, key=lambda one: one[0] - share * one[1])
-
-    def _goes_on(self, at: int, share: float) -> bool:
-        """Whether the latest steps are worse than usual: sums over longer spans remember what is over."""
-        bad, total = self._bank.recent(at, 1)
-        return bad > share * total + 0.5 * math.sqrt(share * total) + 0.5
 
     def forget(self, row: int) -> None:
         """Let a row know nothing again: it is another slice's."""

@@ -5,7 +5,6 @@ are found by localisation once an alarm is raised: an alarm need only be near. S
 """
 
 import base64
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
@@ -175,7 +174,7 @@ class SliceWatch:
             *self._judge_shares(at, slices, rows, counts.astype(np.float64)),
             *self._judge_starts(at, single),
             *self._judge_reports(at, single),
-            *self._drifts.see(at, rows, counts, self._named),
+            *self._drifts.see(at, rows, counts, self._rows),
         ]
         if self._windows % 360 == 0:
             self._forget_old()
@@ -183,9 +182,6 @@ class SliceWatch:
 
     def _is_ours(self, slice_: Slice) -> bool:
         return self._shards == 1 or zlib.crc32(repr(slice_).encode()) % self._shards == self._shard
-
-    def _named(self, row: int) -> Slice:
-        return next(slice_ for slice_, known in self._rows.items() if known == row)
 
     def _sums_of(self, window: Window) -> tuple[list[Slice], NDArray[np.int64], NDArray[np.int64]]:
         """Slices that the window says something of, their rows (S,) and counts (S, WIDTH); in the order of rows.
@@ -234,18 +230,13 @@ class SliceWatch:
             self._before[slice_, metric] = float(evidence[place])
             if evidence[place] < ALARM and (slice_, metric) not in before:
                 continue
-            if self._goes_on(int(rows[at]), usual[place]) and (
+            if self._bank.goes_on(int(rows[at]), usual[place]) and (
                 self._excess(int(rows[at]), bad[at], total[at], usual[place]) >= LEAST_BAD
             ):
                 yield Alarm(
                     slice=slice_, metric=metric, window_ms=window_ms, evidence=float(evidence[place]),
                     expected=float(usual[place]), total=float(total[at]), bad=float(bad[at]),
                 )  # fmt: skip
-
-    def _goes_on(self, row: int, usual: float) -> bool:
-        """Whether the latest two windows are worse than usual: sums over longer spans remember what is over."""
-        bad, total = self._bank.recent(row, 1)
-        return bad > usual * total + 0.5 * math.sqrt(usual * total) + 0.5
 
     def _excess(self, row: int, bad: float, total: float, usual: float) -> float:
         """Bad ones beyond what is usual, over the span that has most of them."""
