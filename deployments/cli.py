@@ -15,6 +15,7 @@ from deployments.commands import (
     models,
     outages,
     quality,
+    sessions,
     stack,
     training,
 )
@@ -37,6 +38,7 @@ evaluation.app.command("localise")(localise.evaluate)
 evaluation.app.command("outages")(outages.evaluate)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
+app.command("sessions")(sessions.sessions)
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)
 app.add_typer(quality.app, name="quality")

@@ -1,6 +1,6 @@
 """Parts that work on the logs, each a process: `python -m deployments.worker NAME`.
 
-    events       drains the event log into Parquet files, from which the next model is trained
+    sinks        drain logs into Parquet files: watch events, from which models are trained, and sessions that are over
     watchtower   a replica of the Watchtower; any number may run, on any machine that reaches the store
 
 Settings come from the environment. A part ends on SIGTERM and when its standard input ends, after the round it is in;
@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from features.settings import Settings
-from features.sink import EventSink
+from features.sink import EVENTS, LogSink
 from serve.logs import configure
+from serve.telemetry.records import SESSIONS
 
 
 def main(name: str) -> None:
@@ -40,8 +41,15 @@ def main(name: str) -> None:
 
 
 def drain(settings: Settings, stop: threading.Event) -> None:
-    """Drain the event log."""
-    EventSink(settings, settings.home / "events").run(stop)
+    """Drain the logs, each in a thread of its own."""
+    threads = [
+        threading.Thread(target=LogSink(settings, settings.home / log.name, log).run, args=(stop,))
+        for log in (EVENTS, SESSIONS)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def watchtower(settings: Settings, stop: threading.Event) -> None:
@@ -60,7 +68,7 @@ def watchtower(settings: Settings, stop: threading.Event) -> None:
         telling.join()
 
 
-PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {"events": drain, "watchtower": watchtower}
+PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {"sinks": drain, "watchtower": watchtower}
 
 if __name__ == "__main__":
     main(sys.argv[1])

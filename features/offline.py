@@ -7,7 +7,7 @@ an event must use the latter, or the answer is in the question.
 Events are taken by their own time, each id once. A late event is therefore in the features of its time, although a read
 at that time could not have known it; once all events are in, both agree exactly (tests/features/test_skew.py).
 
-Event frames have the columns of features.sink.SCHEMA, in any order of rows; request_id, row, rank, region and device
+Event frames have the columns of features.sink.EVENTS, in any order of rows; request_id, row, rank, region and device
 may be missing.
 """
 

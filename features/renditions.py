@@ -5,12 +5,14 @@ Units: bitrate kbit/s, time s, sizes bytes, VMAF 0 to 100.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Final
 
+import redis
 from hiredis import ReplyError
 
 from features.errors import CorruptRecord, InvalidData
-from features.layout import command, corrupt, decode, entity_key
+from features.layout import ValueKind, command, corrupt, decode, entity_key
 from features.link import StoreLink
 from features.rows import writing
 from features.settings import Settings
@@ -19,6 +21,7 @@ from features.views import RENDITION_SEGMENTS
 MAX_RUNGS: Final = 12
 """Most rungs of a stored ladder, numbered from 0 by bitrate."""
 
+_TITLES_AT_ONCE: Final = 64
 _FIELDS: Final = RENDITION_SEGMENTS.fields()
 _KINDS: Final = tuple(RENDITION_SEGMENTS.features.values())
 
@@ -83,6 +86,43 @@ class RenditionReader:
         await self._link.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What one rung of a title is worth.
+
+    Attributes:
+        bitrate_kbps: nominal bitrate, above 0.
+        mean_vmaf: of its segments.
+    """
+
+    bitrate_kbps: float
+    mean_vmaf: float
+
+
+def read_rungs(store: redis.Redis, titles: Sequence[str]) -> dict[str, tuple[Rung, ...]]:
+    """Quality of titles' rungs by rising bitrate; none of a title that nobody measured, or whose record is not ours.
+
+    Args:
+        store: Redis or Valkey.
+        titles: which; so many are asked for at a time that the answers stay small.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    fields: list[Any] = RENDITION_SEGMENTS.fields(["bitrate_kbps", "vmaf"])
+    found = {}
+    for start in range(0, len(titles), _TITLES_AT_ONCE):
+        some = titles[start : start + _TITLES_AT_ONCE]
+        with store.pipeline(transaction=False) as pipe:
+            for title_id in some:
+                for rung in range(MAX_RUNGS):
+                    pipe.hmget(rendition_key(title_id, rung), fields)  # type: ignore[arg-type]  # keys are binary
+            rows = pipe.execute(raise_on_error=False)
+        for place, title_id in enumerate(some):
+            found[title_id] = _rungs(rows[place * MAX_RUNGS : (place + 1) * MAX_RUNGS])
+    return found
+
+
 def rendition_key(title_id: str, rung: int) -> bytes:
     """Redis key of a rendition's record."""
     return entity_key({"title_id": title_id, "rung": str(rung)})
@@ -142,3 +182,17 @@ def _ladder(title_id: str, rows: Sequence[Any]) -> tuple[Rendition, ...]:
         except CorruptRecord:
             return ()
     return tuple(ladder)
+
+
+def _rungs(rows: Sequence[Any]) -> tuple[Rung, ...]:
+    rungs = []
+    for row in rows:
+        if isinstance(row, redis.ResponseError) or None in row:
+            break
+        try:
+            kbps, vmaf = decode(ValueKind.FLOAT64, row[0]), decode(ValueKind.FLOAT32S, row[1])
+        except CorruptRecord:
+            return ()
+        if kbps > 0 and vmaf:
+            rungs.append(Rung(kbps, fmean(vmaf)))
+    return tuple(rungs)

@@ -1,8 +1,8 @@
-"""From the event log to Parquet: the training data, one partition a day.
+"""From a log in Redis to Parquet, one partition a day: events, from which models are trained, and other records.
 
-At least once: events are acknowledged to the log only after their file is safely on disk, so a sink that dies leaves
-either nothing or events that are written again. `read_events` drops what was written twice, by event id. The log is
-trimmed only up to what every consumer group has acknowledged.
+At least once: records are acknowledged to the log only after their file is safely on disk, so a sink that dies leaves
+either nothing or records that are written again. `read_log` drops what was written twice. The log is trimmed only up to
+what every consumer group has acknowledged.
 """
 
 import contextlib
@@ -10,14 +10,14 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 import redis
-from pydantic import ValidationError
 
 from features.events import Event
 from features.settings import Settings
@@ -25,49 +25,89 @@ from features.stream import STREAM
 
 GROUP: Final = "playhead:sink"
 
-SCHEMA: Final[dict[str, Any]] = {
-    "event_id": pl.String,
-    "profile_id": pl.String,
-    "title_id": pl.String,
-    "kind": pl.String,
-    "ts": pl.Int64,
-    "position_s": pl.Float64,
-    "duration_s": pl.Float64,
-    "request_id": pl.String,
-    "row": pl.String,
-    "rank": pl.Int32,
-    "device": pl.String,
-    "region": pl.String,
-}
-"""Columns of event files, as Event's fields; ts is UTC milliseconds."""
-
 _POSITION: Final = "log_position"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """A stream of records, and the table that they make.
+
+    Attributes:
+        name: what the records are, plural; names the sink in its own log.
+        stream: the stream's key.
+        field: of an entry, which holds the record.
+        read: an entry's bytes -> a value for each column; raises ValueError for what is no record.
+        schema: columns, as polars has them.
+        time: the column, UTC milliseconds, whose date in UTC is the partition.
+        key: the column of which a second record is the first again; by default, the position in the log.
+    """
+
+    name: str
+    stream: str
+    field: bytes
+    read: Callable[[bytes], Mapping[str, Any]]
+    schema: Mapping[str, Any]
+    time: str
+    key: str = _POSITION
+
+
+def _read_event(dumped: bytes) -> dict[str, Any]:
+    event = Event.model_validate_json(dumped)
+    return event.model_dump() | {"kind": event.kind.value}
+
+
+EVENTS: Final = Log(
+    name="events",
+    stream=STREAM,
+    field=b"event",
+    read=_read_event,
+    schema={
+        "event_id": pl.String,
+        "profile_id": pl.String,
+        "title_id": pl.String,
+        "kind": pl.String,
+        "ts": pl.Int64,
+        "position_s": pl.Float64,
+        "duration_s": pl.Float64,
+        "request_id": pl.String,
+        "row": pl.String,
+        "rank": pl.Int32,
+        "device": pl.String,
+        "region": pl.String,
+    },
+    time="ts",
+    key="event_id",
+)
+"""Watch events; columns are Event's fields."""
+
 _OTHER_IDLE_MS: Final = 60_000
 _TIMEOUT_S: Final = 10.0
 _log = logging.getLogger(__name__)
 
 
-class EventSink:
-    """Drains the event log into `folder/date=YYYY-MM-DD/part-*.parquet`. Blocking: give it a thread or a process.
+class LogSink:
+    """Drains a log into `folder/date=YYYY-MM-DD/part-*.parquet`. Blocking: give it a thread or a process.
 
-    Files hold SCHEMA's columns and the event's position in the log. The date is the event's own, in UTC. Log entries
-    that are no events go to `folder/rejected.txt`.
+    Files hold the log's columns and the record's position in it. The date is the record's own, in UTC. Entries that
+    are no records go to `folder/rejected.txt`.
 
     Args:
         settings: where the log is.
         folder: where the files go; made if missing.
+        log: which.
         consumer: name of this sink; a sink that starts again under its name takes up what it had not acknowledged.
-        max_events: most events of one round.
-        wait_ms: how long a round waits for the first event.
+        most: records of one round.
+        wait_ms: how long a round waits for the first record.
     """
 
     def __init__(
         self,
         settings: Settings,
         folder: Path,
+        log: Log = EVENTS,
         *,
         consumer: str = "sink",
-        max_events: int = 10_000,
+        most: int = 10_000,
         wait_ms: int = 1000,
     ) -> None:
         self._client: redis.Redis = redis.Redis.from_url(
@@ -75,7 +115,8 @@ class EventSink:
         )
         self._folder = folder
         self._consumer = consumer
-        self._max_events = max_events
+        self._log = log
+        self._most = most
         self._wait_ms = wait_ms
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("date=*/.*.tmp"):
@@ -96,7 +137,7 @@ class EventSink:
         if not entries:
             return 0
         self._store(entries)
-        self._client.xack(STREAM, GROUP, *[position for position, _ in entries])
+        self._client.xack(self._log.stream, GROUP, *[position for position, _ in entries])
         self._trim()
         return len(entries)
 
@@ -111,12 +152,12 @@ class EventSink:
             try:
                 self.drain()
             except (redis.RedisError, OSError, pl.exceptions.PolarsError):
-                _log.exception("event sink: round failed, will try again")
+                _log.exception("sink of %s: round failed, will try again", self._log.name)
                 stop.wait(pause_s)
 
     def backlog(self) -> int:
         """How many log entries are not trimmed yet."""
-        length: Any = self._client.xlen(STREAM)
+        length: Any = self._client.xlen(self._log.stream)
         return int(length)
 
     def close(self) -> None:
@@ -125,7 +166,7 @@ class EventSink:
 
     def _join(self) -> None:
         try:
-            self._client.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+            self._client.xgroup_create(self._log.stream, GROUP, id="0", mkstream=True)
         except redis.ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
@@ -137,7 +178,7 @@ class EventSink:
     def _abandoned(self) -> list[Any]:
         """What another sink read long ago and never acknowledged."""
         claimed: Any = self._client.xautoclaim(
-            STREAM, GROUP, self._consumer, min_idle_time=_OTHER_IDLE_MS, count=self._max_events
+            self._log.stream, GROUP, self._consumer, min_idle_time=_OTHER_IDLE_MS, count=self._most
         )
         return list(claimed[1])
 
@@ -146,59 +187,66 @@ class EventSink:
 
     def _read(self, start: str, wait_ms: int | None) -> list[Any]:
         streams: Any = self._client.xreadgroup(
-            GROUP, self._consumer, {STREAM: start}, count=self._max_events, block=wait_ms
+            GROUP, self._consumer, {self._log.stream: start}, count=self._most, block=wait_ms
         )
         return list(streams[0][1]) if streams else []
 
     def _store(self, entries: list[Any]) -> None:
         """Write entries to files; all are on disk when this returns."""
+        log = self._log
         days: dict[str, dict[str, dict[str, Any]]] = {}
         rejected = []
         for position, fields in entries:
             try:
-                event = Event.model_validate_json((fields or {}).get(b"event", b""))
-            except ValidationError:
+                row = {**log.read((fields or {}).get(log.field, b"")), _POSITION: position.decode()}
+            except ValueError:
                 rejected.append(fields)
                 continue
-            day = datetime.fromtimestamp(event.ts / 1000, UTC).strftime("%Y-%m-%d")
-            row = event.model_dump() | {"kind": event.kind.value, _POSITION: position.decode()}
-            days.setdefault(day, {}).setdefault(event.event_id, row)
+            day = _day(row[log.time])
+            days.setdefault(day, {}).setdefault(row[log.key], row)
         for day, rows in days.items():
-            frame = pl.DataFrame(list(rows.values()), schema=SCHEMA | {_POSITION: pl.String})
+            frame = pl.DataFrame(list(rows.values()), schema={**log.schema, _POSITION: pl.String})
             _write_file(frame, self._folder / f"date={day}")
         if rejected:
-            _log.error("event sink: %d log entries are no events, see rejected.txt", len(rejected))
+            _log.error("sink of %s: %d log entries are none, see rejected.txt", log.name, len(rejected))
             _append_lines(self._folder / "rejected.txt", (repr(fields) for fields in rejected))
 
     def _trim(self) -> None:
         """Drop from the log what every group has acknowledged."""
         needed = []
-        groups: Any = self._client.xinfo_groups(STREAM)
+        groups: Any = self._client.xinfo_groups(self._log.stream)
         for group in groups:
-            pending: Any = self._client.xpending(STREAM, group["name"])
+            pending: Any = self._client.xpending(self._log.stream, group["name"])
             needed.append(pending["min"] if pending["pending"] else _after(group["last-delivered-id"]))
-        self._client.xtrim(STREAM, minid=min(needed, key=_order), approximate=False)
+        self._client.xtrim(self._log.stream, minid=min(needed, key=_order), approximate=False)
 
 
-def read_events(folder: Path) -> pl.DataFrame:
-    """All events that a sink wrote, each once, in SCHEMA's columns, ordered as the log had them.
+def read_log(folder: Path, log: Log = EVENTS, *, since_ms: int = 0) -> pl.DataFrame:
+    """All records that a sink wrote, each once, in the log's columns and order.
 
-    A profile's events are in the order in which they were written; those of one batch are grouped by profile.
+    Events of a profile are in the order in which they were written; those of one batch are grouped by profile.
 
     Args:
         folder: the sink's folder; one that holds nothing gives an empty frame.
+        log: which it was.
+        since_ms: partitions of days before are left out, UTC milliseconds.
     """
-    files = sorted(folder.glob("date=*/part-*.parquet"))
+    first = f"date={_day(since_ms)}"
+    files = sorted(file for file in folder.glob("date=*/part-*.parquet") if file.parent.name >= first)
     if not files:
-        return pl.DataFrame(schema=SCHEMA)
+        return pl.DataFrame(schema=log.schema)
     parts = [pl.read_parquet(file, hive_partitioning=False) for file in files]
     position = pl.col(_POSITION).str.split("-").cast(pl.List(pl.Int64))  # milliseconds, sequence
     return (
         pl.concat(parts)
         .sort(position.list.get(0), position.list.get(1))
-        .unique("event_id", keep="first", maintain_order=True)
-        .select(list(SCHEMA))
+        .unique(log.key, keep="first", maintain_order=True)
+        .select(list(log.schema))
     )
+
+
+def _day(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
 
 
 def _order(position: bytes | str) -> tuple[int, int]:

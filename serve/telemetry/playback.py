@@ -24,6 +24,9 @@ _RESPONSE: Final = "rr"
 MOST_GAP_MS: Final = 120_000
 """Of silence that still counts as the state before it."""
 
+MOST_BITRATES: Final = 24
+"""That a session's playing time is told apart by; what is played at others counts as the nearest of them."""
+
 SOUND_ALONE_MS: Final = 10_000
 """A session of version 1 that has asked for sound alone for so long plays it."""
 
@@ -36,10 +39,10 @@ pictures. There are 32 a session, so it is a plain tuple: of those the garbage c
 
 
 class Fold:
-    """What beats add up to. Times ms, all 0 at the start."""
+    """What beats add up to. Times ms, all 0 at the start; `at_kbps` is bitrate -> ms played at it."""
 
     __slots__ = (
-        "errors", "failed", "first", "kbps", "played_kbits", "played_ms", "since", "stall_ms", "stalls", "started",
+        "at_kbps", "errors", "failed", "first", "kbps", "played_ms", "since", "stall_ms", "stalls", "started",
         "startup_ms", "state", "switches", "top_kbps",
     )  # fmt: skip
 
@@ -54,7 +57,7 @@ class Fold:
         self.stalls = 0.0
         self.kbps = 0.0
         self.top_kbps = 0.0
-        self.played_kbits = 0.0
+        self.at_kbps: dict[float, int] = {}
         self.switches = 0
         self.errors = 0
         self.failed = False
@@ -64,6 +67,7 @@ class Fold:
         other = Fold.__new__(Fold)
         for name in Fold.__slots__:
             setattr(other, name, getattr(self, name))
+        other.at_kbps = self.at_kbps.copy()
         return other
 
     def apply(self, beat: Beat) -> None:
@@ -76,7 +80,7 @@ class Fold:
             elapsed = min(ts - self.since, MOST_GAP_MS)
             if state == PLAYING:
                 self.played_ms += elapsed
-                self.played_kbits += self.kbps * elapsed / 1000
+                self._play(elapsed)
             elif state == STALLED and self.started:
                 self.stall_ms += elapsed
             self.since = ts
@@ -86,6 +90,20 @@ class Fold:
             entered = PLAYING  # who says no states says so when it has started
         if entered and entered != state and state not in OVER:
             self._enter(entered, ts, counts_stalls=stalls is not None)
+
+    @property
+    def mean_kbps(self) -> float:
+        """Time-weighted bitrate of what was played since one was told; 0 unknown."""
+        told_ms = sum(self.at_kbps.values())
+        return sum(kbps * ms for kbps, ms in self.at_kbps.items()) / told_ms if told_ms else 0.0
+
+    def _play(self, elapsed: int) -> None:
+        kbps, at_kbps = self.kbps, self.at_kbps
+        if not kbps:
+            return
+        if kbps not in at_kbps and len(at_kbps) >= MOST_BITRATES:  # no rungs, but what was measured
+            kbps = min(at_kbps, key=lambda known: abs(known - kbps))
+        at_kbps[kbps] = at_kbps.get(kbps, 0) + elapsed
 
     def _hear_numbers(self, beat: Beat) -> None:
         _, _, event, told, kbps, top_kbps, startup_ms, starved, _, stalls, stall_ms = beat
@@ -166,7 +184,7 @@ def number_of(values: Mapping[str, Any], key: str) -> float | None:
 
 def dump_fold(fold: Fold) -> list[Any]:
     """As JSON takes it."""
-    return [getattr(fold, name) for name in Fold.__slots__]
+    return [list(fold.at_kbps.items()) if name == "at_kbps" else getattr(fold, name) for name in Fold.__slots__]
 
 
 def load_fold(dumped: Sequence[Any]) -> Fold:
@@ -174,4 +192,5 @@ def load_fold(dumped: Sequence[Any]) -> Fold:
     fold = Fold()
     for name, value in zip(Fold.__slots__, dumped, strict=True):
         setattr(fold, name, value)
+    fold.at_kbps = dict(fold.at_kbps)
     return fold

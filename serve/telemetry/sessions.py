@@ -78,7 +78,8 @@ class Summary:
         played_ms: of playing.
         stall_ms: of stalling after the start.
         stalls: how often.
-        mean_kbps: time-weighted bitrate of what was played; 0 unknown.
+        mean_kbps: time-weighted bitrate of what was played since one was told; 0 unknown.
+        at_kbps: bitrate -> time played at it.
         switches: changes of bitrate.
         errors: errors that it told of.
         end: `ended`, `quit`, `failed`, or `vanished` without a word.
@@ -94,6 +95,7 @@ class Summary:
     stall_ms: float
     stalls: int
     mean_kbps: float
+    at_kbps: Mapping[float, int]
     switches: int
     errors: int
     end: str
@@ -184,8 +186,8 @@ class Session:
             session=self.name, leaf=self.leaf, first_ms=fold.first + (self.offset or 0),
             last_ms=fold.since + (self.offset or 0), started=bool(fold.started),
             startup_ms=fold.startup_ms if fold.started else 0.0, played_ms=fold.played_ms, stall_ms=fold.stall_ms,
-            stalls=int(fold.stalls), mean_kbps=fold.played_kbits * 1000 / fold.played_ms if fold.played_ms else 0.0,
-            switches=fold.switches, errors=fold.errors, end=end,
+            stalls=int(fold.stalls), mean_kbps=fold.mean_kbps, at_kbps=fold.at_kbps, switches=fold.switches,
+            errors=fold.errors, end=end,
         )  # fmt: skip
 
     def dump(self) -> list[Any]:

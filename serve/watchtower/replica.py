@@ -11,6 +11,9 @@ import logging
 import secrets
 import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import orjson
@@ -22,8 +25,11 @@ from features.qoe import store_qoe
 from features.settings import Settings
 from serve import vitals
 from serve.errors import InvalidInput
+from serve.telemetry import records
 from serve.telemetry.log import FIELD, PARTITIONS, reports_of, stream_key
-from serve.telemetry.sessions import Sessions
+from serve.telemetry.quality import TitleQuality
+from serve.telemetry.reports import DIMENSIONS
+from serve.telemetry.sessions import Sessions, Summary
 from serve.telemetry.windows import WINDOW_MS, Window
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
@@ -43,6 +49,9 @@ IDLE_GRACE_MS: Final = 500
 
 VITALS_LATE_MS: Final = 12_000
 """Gateways' counts of a window are judged so long after its end; what comes later is not counted."""
+
+SESSIONS_FORMAT: Final = 1
+"""Of the checkpoints of sessions; another one begins anew."""
 
 _ENTRIES: Final = 200
 _CHECKPOINT_EVERY: Final = 6
@@ -70,7 +79,7 @@ class Role(Protocol):
 
 
 class SessionsRole:
-    """Folds one partition of the log into sessions, and their windows onto the board."""
+    """Folds one partition of the log into sessions: windows for the board, and records of those that are over."""
 
     def __init__(self, store: Store, leases: Leases, partition: int) -> None:
         self._store = store
@@ -79,16 +88,30 @@ class SessionsRole:
         self._name = f"sessions:{partition}"
         self._key = board.state_key(self._name)
         self._networks = NetworkSums()
+        self._quality = TitleQuality(store)
+        self._over: list[Summary] = []
         found: Any = store.hgetall(self._key)
-        head = found.pop(_HEAD, None)
-        if head is None:
+        self._clears = False  # whether what is there has to go with the first commit
+        restored = None
+        with _beginning_anew(self._name):
+            restored = self._load(found)
+        if restored is None:
+            self._clears = bool(found)
             self._position = b"0-0"
             _begin(store)  # before this partition's first entries are read and trimmed
-            self.sessions = Sessions(_first_ms(store, partition))
+            self.sessions = Sessions(_first_ms(store, partition), closed=self._over.append)
         else:
-            document = orjson.loads(head)
-            self._position = document["position"].encode()
-            self.sessions = Sessions.load(document["sessions"], [orjson.loads(one) for one in found.values()])
+            self._position, self.sessions = restored
+
+    def _load(self, found: dict[bytes, bytes]) -> tuple[bytes, Sessions] | None:
+        """The position and the sessions of a checkpoint; None where there is none."""
+        if _HEAD not in found:
+            return None
+        head = orjson.loads(found[_HEAD])
+        if head["format"] != SESSIONS_FORMAT:
+            raise ValueError(head["format"])
+        sessions = [orjson.loads(one) for name, one in found.items() if name != _HEAD]
+        return head["position"].encode(), Sessions.load(head["sessions"], sessions, closed=self._over.append)
 
     def step(self) -> bool:
         """Read a batch of entries; write at the end of each window."""
@@ -118,8 +141,9 @@ class SessionsRole:
     def _commit(self, windows: list[Window]) -> None:
         """Write the windows, and the state that goes with having read up to the position."""
         networks, self._networks = self._networks, NetworkSums()
-        head = {"position": self._position.decode(), "sessions": self.sessions.dump()}
-        commands: list[list[Any]] = [["HSET", self._key, _HEAD, orjson.dumps(head)]]
+        head = {"format": SESSIONS_FORMAT, "position": self._position.decode(), "sessions": self.sessions.dump()}
+        commands: list[list[Any]] = [["DEL", self._key]] if self._clears else []
+        commands.append(["HSET", self._key, _HEAD, orjson.dumps(head)])
         for name in self.sessions.touched:
             session = self.sessions.session(name)
             if session is None:
@@ -131,11 +155,26 @@ class SessionsRole:
             measured = networks if window is windows[-1] else NetworkSums()
             commands.append(["HSET", key, str(self._partition), board.dump_window(window, measured)])
             commands.append(["EXPIRE", key, board.WINDOW_TTL_S])
+        commands += self._records()
         progress = f"{self.sessions.window_ms}:{_store_ms(self._store)}"
         commands.append(["HSET", board.PROGRESS, str(self._partition), progress])
         commands.append(["XTRIM", stream_key(self._partition), "MINID", _after(self._position)])
         self._leases.commit(self._name, commands)
         self.sessions.touched.clear()
+        self._over.clear()
+        self._clears = False
+
+    def _records(self) -> list[list[Any]]:
+        """Sessions that are over, for their own log."""
+        title = DIMENSIONS.index("title")
+        self._quality.read({one.leaf[title] for one in self._over if one.leaf[title] and one.at_kbps})
+        return [
+            [
+                "XADD", records.STREAM, "MAXLEN", "~", records.MOST_WAITING, "*", records.FIELD,
+                records.dump_record(one, self._quality.mean_vmaf(one.leaf[title], one.at_kbps)),
+            ]
+            for one in self._over
+        ]  # fmt: skip
 
 
 class SlicesRole:
@@ -146,9 +185,11 @@ class SlicesRole:
         self._leases = leases
         self._shard = shard
         self._name = f"slices:{shard}"
-        state = _read_state(store, self._name)
-        self._next = _begin(store) if state is None else int(state["next"])
-        self._watch = SliceWatch(shard, board.SHARDS) if state is None else SliceWatch.from_state(state["watch"])
+        self._next, self._watch = _first_window(store, self._name), SliceWatch(shard, board.SHARDS)
+        with _beginning_anew(self._name):
+            state = _read_state(store, self._name)
+            if state is not None:
+                self._watch, self._next = SliceWatch.from_state(state["watch"]), int(state["next"])
 
     def step(self) -> bool:
         """Judge the next window, if it is there."""
@@ -176,12 +217,19 @@ class OutagesRole:
         self._store = store
         self._leases = leases
         self._settings = settings
-        state = _read_state(store, board.OUTAGE_ROLE)
-        self._next = _begin(store) if state is None else int(state["next"])
-        self._tracker = OutageTracker() if state is None else OutageTracker.from_state(state["tracker"])
-        self._networks = NetworkSums() if state is None else NetworkSums.load(state["networks"])
-        self._qoe = QoeSums.load(state["qoe"]) if state and "qoe" in state else QoeSums()  # none in older checkpoints
         self._waits_since = 0
+        self._orphans: list[Outage] = []
+        with _beginning_anew(board.OUTAGE_ROLE):
+            state = _read_state(store, board.OUTAGE_ROLE)
+            if state is not None:
+                self._tracker = OutageTracker.from_state(state["tracker"])
+                self._networks, self._qoe = NetworkSums.load(state["networks"]), QoeSums.load(state["qoe"])
+                self._next = int(state["next"])
+                return
+        self._next, self._tracker = _first_window(store, board.OUTAGE_ROLE), OutageTracker()
+        self._networks, self._qoe = NetworkSums(), QoeSums()
+        told: Any = store.hvals(board.OUTAGES)
+        self._orphans = [outage for outage in map(board.load_outage, told) if outage.is_open]
 
     def step(self) -> bool:
         """Take the next window in, once all shards have judged it."""
@@ -200,6 +248,7 @@ class OutagesRole:
         alarms = [alarm for _, dumped in sorted(told.items()) for alarm in board.load_alarms(dumped)]
         changed = self._tracker.see(window, sorted(alarms, key=lambda alarm: -alarm.evidence))
         self._next += WINDOW_MS
+        changed += self._lost()
         self._networks = merged(self._networks, networks)
         self._qoe.add(window)
         self._commit(changed)
@@ -207,6 +256,17 @@ class OutagesRole:
             self._tell_networks()
             self._tell_qoe()
         return True
+
+    def _lost(self) -> list[Outage]:
+        """Outages that are told as open, and that were not found again when what is kept was judged anew: closed."""
+        due = [orphan for orphan in self._orphans if orphan.updated_ts < self._next]
+        self._orphans = [orphan for orphan in self._orphans if orphan not in due]
+        known = {outage.outage_id for outage in self._tracker.outages}
+        return [
+            replace(orphan, state="closed", updated_ts=self._next, closed_ts=self._next)
+            for orphan in due
+            if orphan.outage_id not in known
+        ]
 
     def _commit(self, changed: list[Outage]) -> None:
         commands: list[list[Any]] = [["SET", board.AS_OF, self._next]]
@@ -260,15 +320,11 @@ class VitalsRole:
     def __init__(self, store: Store, leases: Leases) -> None:
         self._store = store
         self._leases = leases
-        self._next = 0
-        self._watch = SelfWatch()
-        state = _read_state(store, board.VITALS_ROLE)
-        if state is not None:
-            try:
-                self._watch = SelfWatch.from_state(state["watch"])
-                self._next = int(state["next"])
-            except InvalidInput as error:
-                _log.warning("watchtower: what is usual of Playhead itself is learned anew: %s", error)
+        self._next, self._watch = 0, SelfWatch()
+        with _beginning_anew(board.VITALS_ROLE):
+            state = _read_state(store, board.VITALS_ROLE)
+            if state is not None:
+                self._watch, self._next = SelfWatch.from_state(state["watch"]), int(state["next"])
 
     def step(self) -> bool:
         """Judge the next window, once it is over for long enough."""
@@ -382,6 +438,24 @@ def _begin(store: Store) -> int:
         store.set(board.BEGAN, first // WINDOW_MS * WINDOW_MS, nx=True)
         known = store.get(board.BEGAN)
     return int(known)
+
+
+def _first_window(store: Store, role: str) -> int:
+    """Where a role begins that knows of nothing: at the first window; where it is done with some, that is kept."""
+    first = _begin(store)
+    if not store.exists(board.state_key(role)):
+        return first
+    kept_since = _store_ms(store) - 1000 * board.WINDOW_TTL_S
+    return max(first, kept_since // WINDOW_MS * WINDOW_MS)
+
+
+@contextmanager
+def _beginning_anew(role: str) -> Iterator[None]:
+    """Ends where a checkpoint cannot be read: another version wrote it, or it is damaged."""
+    try:
+        yield
+    except (InvalidInput, AttributeError, IndexError, KeyError, TypeError, ValueError, zlib.error) as error:
+        _log.warning("watchtower: %s begins anew, its checkpoint cannot be read: %r", role, error)
 
 
 def _after(position: bytes) -> bytes:

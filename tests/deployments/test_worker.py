@@ -9,7 +9,7 @@ from deployments.parts import start_worker
 from deployments.processes import end
 from deployments.state import RunFolder
 from features.events import Event, EventKind
-from features.sink import read_events
+from features.sink import read_log
 from features.stream import EventWriter
 from serve.watchtower import board
 
@@ -17,7 +17,7 @@ from serve.watchtower import board
 @pytest.fixture
 def worker(settings):
     environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
-    child = start_worker("events", RunFolder(settings.home), environment)
+    child = start_worker("sinks", RunFolder(settings.home), environment)
     yield child
     end([child.record], grace_s=5)
     child.popen.wait()
@@ -38,7 +38,7 @@ def write(settings, event_id):
 def test_events_reach_the_files_and_the_worker_ends_with_its_starter(settings, worker):
     write(settings, "e1")
     deadline = time.monotonic() + 30
-    while "e1" not in read_events(settings.home / "events")["event_id"].to_list():
+    while "e1" not in read_log(settings.home / "events")["event_id"].to_list():
         assert time.monotonic() < deadline
         assert worker.exit_status() is None, worker.log_tail()
         time.sleep(0.05)

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from features.events import Event, EventKind
-from features.sink import GROUP, SCHEMA, EventSink, read_events
+from features.sink import EVENTS, GROUP, LogSink, read_log
 from features.stream import STREAM, EventWriter
 
 DAY_MS = 24 * 3600 * 1000
@@ -43,7 +43,7 @@ def client(settings):
 
 @contextlib.contextmanager
 def a_sink(settings, folder, **options):
-    sink = EventSink(settings, folder, **{"wait_ms": 20, **options})
+    sink = LogSink(settings, folder, **{"wait_ms": 20, **options})
     try:
         yield sink
     finally:
@@ -54,12 +54,12 @@ def test_events_come_back_as_they_were_in_their_order(settings, tmp_path, client
     events = [an_event(i, kind=list(EventKind)[i % 8], ts=START + (i % 3) * DAY_MS, rank=i % 4 or None, region="FR",
                        position_s=i / 7, duration_s=10.0, request_id="r", row="Top") for i in range(50)]  # fmt: skip
     write(settings, events)
-    with a_sink(settings, tmp_path / "log", max_events=20) as sink:
+    with a_sink(settings, tmp_path / "log", most=20) as sink:
         assert sink.backlog() == 50
         assert [sink.drain() for _ in range(4)] == [20, 20, 10, 0]
         assert sink.backlog() == 0
-    frame = read_events(tmp_path / "log")
-    assert dict(frame.schema) == SCHEMA
+    frame = read_log(tmp_path / "log")
+    assert dict(frame.schema) == EVENTS.schema
     assert [Event.model_validate(row) for row in frame.iter_rows(named=True)] == events
     assert sorted(folder.name for folder in (tmp_path / "log").iterdir()) == [
         "date=2023-11-14", "date=2023-11-15", "date=2023-11-16",
@@ -68,8 +68,8 @@ def test_events_come_back_as_they_were_in_their_order(settings, tmp_path, client
 
 
 def test_a_folder_without_events_is_an_empty_frame(tmp_path):
-    assert dict(read_events(tmp_path).schema) == SCHEMA
-    assert read_events(tmp_path).height == 0
+    assert dict(read_log(tmp_path).schema) == EVENTS.schema
+    assert read_log(tmp_path).height == 0
 
 
 def test_what_was_written_but_not_acknowledged_is_read_once(settings, tmp_path, monkeypatch):
@@ -79,12 +79,12 @@ def test_what_was_written_but_not_acknowledged_is_read_once(settings, tmp_path, 
         with pytest.raises(ZeroDivisionError):
             sink.drain()
         assert sink.backlog() == 10, "nothing may be trimmed before it is acknowledged"
-    assert read_events(tmp_path).height == 10
+    assert read_log(tmp_path).height == 10
     write(settings, [an_event(10)])
     with a_sink(settings, tmp_path) as again:
         assert [again.drain() for _ in range(3)] == [10, 1, 0]
         assert again.backlog() == 0
-    assert read_events(tmp_path)["event_id"].to_list() == [f"e{i}" for i in range(11)]
+    assert read_log(tmp_path)["event_id"].to_list() == [f"e{i}" for i in range(11)]
     assert len(list(tmp_path.glob("*/part-*.parquet"))) == 3
 
 
@@ -101,7 +101,7 @@ def test_a_full_disk_loses_nothing(settings, tmp_path, monkeypatch):
         assert list(tmp_path.glob("*/*")) == []
         monkeypatch.undo()
         assert sink.drain() == 10
-    assert read_events(tmp_path).height == 10
+    assert read_log(tmp_path).height == 10
 
 
 def test_the_log_is_kept_for_slower_readers(settings, tmp_path, client):
@@ -124,7 +124,7 @@ def test_what_a_lost_sink_held_is_taken_over(settings, tmp_path, client, monkeyp
     client.xreadgroup(GROUP, "lost", {STREAM: ">"})
     with a_sink(settings, tmp_path) as sink:
         assert sink.drain() == 5
-    assert read_events(tmp_path).height == 5
+    assert read_log(tmp_path).height == 5
 
 
 def test_entries_that_are_no_events_are_set_aside(settings, tmp_path, client):
@@ -134,7 +134,7 @@ def test_entries_that_are_no_events_are_set_aside(settings, tmp_path, client):
     with a_sink(settings, tmp_path) as sink:
         assert sink.drain() == 3
         assert sink.backlog() == 0
-    assert read_events(tmp_path).height == 1
+    assert read_log(tmp_path).height == 1
     assert len((tmp_path / "rejected.txt").read_text().splitlines()) == 2
 
 
@@ -142,7 +142,7 @@ def test_unfinished_files_of_a_killed_sink_are_cleared(settings, tmp_path):
     left = tmp_path / "date=2024-01-01" / ".part-x.parquet.tmp"
     left.parent.mkdir()
     left.write_bytes(b"half")
-    assert read_events(tmp_path).height == 0
+    assert read_log(tmp_path).height == 0
     with a_sink(settings, tmp_path):
         assert not left.exists()
 
@@ -158,7 +158,7 @@ def test_run_waits_out_a_store_that_is_down_and_stops_when_told(settings, valkey
             wait_until(lambda: "round failed" in caplog.text)
             valkey_process.start()
             write(settings, [an_event(i) for i in range(5)])
-            wait_until(lambda: read_events(tmp_path).height == 5)
+            wait_until(lambda: read_log(tmp_path).height == 5)
         finally:
             stop.set()
             thread.join(timeout=20)
@@ -169,10 +169,10 @@ CHILD = """
 import sys, threading
 from pathlib import Path
 from features.settings import Settings
-from features.sink import EventSink
+from features.sink import LogSink
 
 settings = Settings(home=Path("."), redis_url=sys.argv[1], feast_registry="")
-sink = EventSink(settings, Path(sys.argv[2]), max_events=37, wait_ms=50)
+sink = LogSink(settings, Path(sys.argv[2]), most=37, wait_ms=50)
 print("ready", flush=True)
 sink.run(threading.Event())
 """
@@ -200,7 +200,7 @@ def test_sinks_killed_again_and_again_lose_nothing(settings, tmp_path, client):
         if round_ < 3:
             assert left > 0, "it was to be killed mid-way"
     assert left == 0
-    assert read_events(folder)["event_id"].to_list() == [event.event_id for event in events]
+    assert read_log(folder)["event_id"].to_list() == [event.event_id for event in events]
 
 
 def wait_until(condition, seconds=20.0):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve.telemetry.playback import MOST_BITRATES
 from serve.telemetry.reports import DIMENSIONS, Report, context_of
 from serve.telemetry.sessions import DEAD_MS, LINGER_MS, Sessions, Summary
 from serve.telemetry.windows import ATTEMPTS, METRICS, WINDOW_MS, Window
@@ -83,6 +84,7 @@ def test_a_session_adds_up() -> None:
     assert (found.stalls, found.stall_ms) == (1, 4_000)
     assert found.rebuffer_ratio == pytest.approx(4 / 48.8)
     assert found.mean_kbps == pytest.approx((3000 * 20 + 6000 * 24.8) / 44.8)
+    assert found.at_kbps == {3000: 20_000, 6000: 24_800}
     assert (found.switches, found.errors, found.end) == (1, 1, "ended")
     assert (found.first_ms, found.last_ms) == (T0, T0 + 60_000)
 
@@ -95,7 +97,7 @@ def test_order_repetition_and_clocks_do_not_matter(shuffle: random.Random, skew:
     shuffle.shuffle(rows)
     found = summary_of([first, *rows, Report(last.session, T0 + late, last.values, last.context), first])
     expected = summary_of(played(PLAY))
-    for name in ("startup_ms", "played_ms", "stall_ms", "stalls", "switches", "errors", "end", "mean_kbps"):
+    for name in ("startup_ms", "played_ms", "stall_ms", "stalls", "switches", "errors", "end", "mean_kbps", "at_kbps"):
         assert getattr(found, name) == getattr(expected, name), name
 
 
@@ -368,3 +370,13 @@ def test_what_version_1_asks_of_sound_is_neither_a_start_nor_the_bitrate() -> No
     assert (found.switches, found.stalls) == (0, 0)
     alone: list[Row] = [(at, {"ot": "a", "br": 64}) for at in range(0, 40_000, 2_000)]
     assert summary_of(played(alone)).started
+
+
+def test_bitrates_that_are_measured_and_no_rungs_are_told_apart_within_bounds() -> None:
+    rows: list[Row] = [(0, {"e": "ps", "sta": "p"})]
+    rows += [(1_000 * place, {"e": "t", "sta": "p", "br": {"v": 1_000 + place}}) for place in range(1, 101)]
+    found = summary_of(played([*rows, (101_000, {"e": "ps", "sta": "e"})]))
+    assert len(found.at_kbps) == MOST_BITRATES
+    assert sum(found.at_kbps.values()) == 100_000
+    assert found.played_ms == 101_000, "of the first second no bitrate was told"
+    assert 1_001 <= found.mean_kbps <= 1_100

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,16 +17,19 @@ import redis
 
 from features.networks import NetworkReader
 from features.qoe import Qoe, QoeReader
+from features.renditions import Rendition, store_renditions
 from features.settings import Settings
+from serve.telemetry import records
 from serve.telemetry.log import FIELD, PARTITIONS, Said, partition_of, reports_of, stream_key
 from serve.telemetry.reports import Report
-from serve.telemetry.sessions import Sessions
+from serve.telemetry.sessions import DEAD_MS, Sessions, Summary
 from serve.telemetry.windows import REPORTS, WINDOW_MS, Window
 from serve.watchtower import board
 from serve.watchtower.leases import LEASE_MS, LeaseLost, Leases
 from serve.watchtower.networks import NetworkSums, throughput_of
+from serve.watchtower.outages import Outage
 from serve.watchtower.qoe import QoeSums
-from serve.watchtower.replica import OutagesRole, WatchtowerReplica
+from serve.watchtower.replica import SESSIONS_FORMAT, OutagesRole, WatchtowerReplica
 from serve.watchtower.tower import Watchtower
 from tests.serve.watchtower.conftest import wait_for
 
@@ -97,6 +101,22 @@ def expected_windows(entries: list[Entry]) -> dict[int, Window]:
     return {start: window for start, window in windows.items() if start < last}
 
 
+def expected_records(entries: list[Entry]) -> set[tuple[str, str, float]]:
+    """Sessions that are over by the last entry's window, as one process that never dies sees them."""
+    over: list[Summary] = []
+    by_partition: dict[int, Sessions] = {}
+    for at, partition, entry in entries:
+        sessions = by_partition.setdefault(partition, Sessions(at, closed=over.append))
+        for _ in sessions.advance(at):
+            pass
+        for report in reports_of(entry):
+            sessions.take(report, at)
+    for sessions in by_partition.values():
+        for _ in sessions.advance(entries[-1][0] // WINDOW_MS * WINDOW_MS):
+            pass
+    return {(one.session, one.end, one.played_ms) for one in over}
+
+
 def read_up_to(store: redis.Redis, end_ms: int) -> bool:
     found = store.hgetall(board.PROGRESS)
     return len(found) == PARTITIONS and all(int(told.split(b":")[0]) >= end_ms for told in found.values())
@@ -129,14 +149,20 @@ def test_windows_and_outages_are_the_same_however_often_replicas_die(
     seen = {start_ms: board.read_window(store, start_ms)[0] for start_ms in expected}
     for start_ms, window in expected.items():
         assert seen[start_ms].counts == window.counts, (start_ms - began) // WINDOW_MS
+    logged = [records.SESSIONS.read(fields[records.FIELD]) for _, fields in store.xrange(records.STREAM)]
+    told = [(one["session"], one["end"], one["played_ms"]) for one in logged if one["last_ts"] < last - DEAD_MS]
+    assert len(told) == len(set(told)) > 1000, "each once"
+    assert set(told) <= expected_records(entries)
+    over_by_then = {one["session"] for one in logged}
+    assert all(session in over_by_then for session, _, _ in expected_records(entries)), "none is missing"
     reports = sum(row[REPORTS] for window in seen.values() for row in window.counts.values())
     assert reports == sum(at < last + WINDOW_MS for at, _, _ in entries)
     wait_for(lambda: int(store.get(board.AS_OF) or 0) >= last + WINDOW_MS)
     (outage,) = [one for one in outages(store) if one.state == "confirmed"]
     assert dict(outage.slice) == {"cdn": "north"}
     assert 0 <= outage.detected_ts - (began + BROKEN_FROM_S * 1000) <= 60_000
-    logged = [board.load_outage(fields[board.CHANGE]) for _, fields in store.xrange(board.LOG)]
-    states = [(one.outage_id, one.updated_ts, one.state) for one in logged]
+    changes = [board.load_outage(fields[board.CHANGE]) for _, fields in store.xrange(board.LOG)]
+    states = [(one.outage_id, one.updated_ts, one.state) for one in changes]
     assert len(states) == len(set(states)), "each change is told once"
     assert sum(store.xlen(stream_key(partition)) for partition in range(PARTITIONS)) < len(entries) // 10
 
@@ -329,3 +355,61 @@ def test_alarms_and_throughput_survive_the_board(store: redis.Redis, settings: S
     assert found.log_mean_kbps == pytest.approx(7.6009, abs=1e-3)
     assert found.log_std_kbps == pytest.approx(0.6931, abs=1e-3)
     assert (found.sessions, found.last_ts_ms) == (40, 9)
+
+
+def test_sessions_are_recorded_with_the_quality_that_was_measured(store: redis.Redis, settings: Settings) -> None:
+    renditions = [Rendition(1000, 4.0, [1, 1], [50.0, 70.0]), Rendition(4000, 4.0, [1, 1], [90.0, 90.0])]
+    store_renditions(settings, {"t": renditions}, ts_ms=1)
+    at = int(time.time() * 1000) - 20 * 60_000
+    said = [
+        (0, {"e": "ps", "sta": "s", "cid": "t"}), (1_000, {"e": "ps", "sta": "p", "br": {"v": 1000}}),
+        (11_000, {"e": "bc", "br": {"v": 2000}}), (31_000, {"e": "ps", "sta": "e"}),
+    ]  # fmt: skip
+    for name in ("measured", "other"):
+        for when, values in said:
+            title = {"cid": "t" if name == "measured" else "unknown"} if "cid" in values else {}
+            report = {"sid": name, "ts": at + when, **values, **title}
+            ((partition, entry),) = Said(at + when, {}, [report]).parts().items()
+            store.xadd(stream_key(partition), {FIELD: entry}, id=f"{at + when}-{1 if name == 'other' else 2}")
+    replica = WatchtowerReplica(settings, "only")
+    wait_for(lambda: (replica.turn() or True) and store.xlen(records.STREAM) == 2, 20)
+    found = {one["session"]: one for _, fields in store.xrange(records.STREAM)
+             for one in [records.SESSIONS.read(fields[records.FIELD])]}  # fmt: skip
+    assert found["measured"]["mean_vmaf"] == pytest.approx((60 * 10 + 75 * 20) / 30), "2000 is midway, by its logarithm"
+    assert found["other"]["mean_vmaf"] is None
+    assert found["other"]["mean_kbps"] == pytest.approx((1000 * 10 + 2000 * 20) / 30)
+
+
+def test_checkpoints_that_cannot_be_read_begin_anew(
+    store: redis.Redis, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = audience((int(time.time() * 1000) - 4 * 60_000) // WINDOW_MS * WINDOW_MS, minutes=4)
+    half = entries[: len(entries) // 2]
+    append(store, half)
+    replica = WatchtowerReplica(settings, "one")
+    as_of = half[-1][0] // WINDOW_MS * WINDOW_MS
+    wait_for(lambda: (replica.turn() or True) and int(store.get(board.AS_OF) or 0) >= as_of, 60)
+    replica.leases.close()
+    for place, role in enumerate(board.session_roles()):
+        head = orjson.loads(store.hget(board.state_key(role), "head"))
+        store.hset(board.state_key(role), "head", orjson.dumps(head | {"format": 0}) if place % 2 else b"{")
+    judges = [board.OUTAGE_ROLE, *board.slice_roles()]
+    for place, role in enumerate(judges):
+        state = orjson.loads(zlib.decompress(store.get(board.state_key(role))))
+        state["tracker" if role == board.OUTAGE_ROLE else "watch"]["version"] = 0
+        store.set(board.state_key(role), b"?" if place % 2 else zlib.compress(orjson.dumps(state)))
+    lost = Outage(
+        outage_id="lost", state="confirmed", slice={"cdn": "west"}, effects=(), started_ts=as_of, detected_ts=as_of,
+        updated_ts=as_of, closed_ts=None, sessions_hurt=9, severity=0.1, evidence=(),
+    )  # fmt: skip
+    store.hset(board.OUTAGES, "lost", board.dump_outage(lost))
+    append(store, entries[len(half) :])
+    another = WatchtowerReplica(settings, "another")
+    last = entries[-1][0] // WINDOW_MS * WINDOW_MS
+    with caplog.at_level(logging.WARNING):
+        wait_for(lambda: (another.turn() or True) and int(store.get(board.AS_OF) or 0) >= last, 60)
+    for role in [*judges, *board.session_roles()]:
+        assert f"{role} begins anew" in caplog.text
+    assert [(one.outage_id, one.state) for one in outages(store)] == [("lost", "closed")], "nobody watches it any more"
+    head = orjson.loads(store.hget(board.state_key(board.session_roles()[0]), "head"))
+    assert head["format"] == SESSIONS_FORMAT
