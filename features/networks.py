@@ -19,6 +19,13 @@ Network = tuple[str, str]
 """A cdn and an asn."""
 
 
+KEPT_S: Final = 7 * 86_400
+"""What is known of a network is forgotten when nothing was heard of it for so long: players name them."""
+
+TIMEOUT_S: Final = 2.0
+"""Longest wait of a writer, who has other work to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Throughput:
     """What was seen on a network.
@@ -89,7 +96,7 @@ def store_throughput(settings: Settings, networks: Mapping[Network, Throughput])
                 expected="a finite mean and a deviation above 0, of ln(kbit/s)",
                 next_step="Leave the network out until enough of it is known.",
             )
-    with writing(settings) as pipe:
+    with writing(settings, timeout_s=TIMEOUT_S) as pipe:
         _ROWS.put(pipe, networks)
 
 
@@ -97,4 +104,4 @@ def _is_usable(seen: Throughput) -> bool:
     return math.isfinite(seen.log_mean_kbps) and 0 < seen.log_std_kbps < math.inf
 
 
-_ROWS: Final = Rows(NETWORK_THROUGHPUT, network_key, Throughput, _is_usable)
+_ROWS: Final = Rows(NETWORK_THROUGHPUT, network_key, Throughput, _is_usable, kept_s=KEPT_S)

@@ -10,9 +10,9 @@ from itertools import chain
 from typing import Final
 
 from features.errors import InvalidData
-from features.layout import entity_key
 from features.link import StoreLink
-from features.networks import Network, network_key
+from features.networks import KEPT_S, TIMEOUT_S, Network, network_key
+from features.popularity import title_key
 from features.rows import Rows, writing
 from features.settings import Settings
 from features.views import NETWORK_QOE, TITLE_QOE
@@ -89,7 +89,7 @@ def store_qoe(settings: Settings, networks: Mapping[Network, Qoe], titles: Mappi
     Args:
         settings: where the store is.
         networks: (cdn, asn) -> how it went there.
-        titles: title_id -> how it went.
+        titles: title_id -> how it went; what players name and the store knows nothing else of is left out.
 
     Raises:
         InvalidData: a share that is not within 0 to 1, or a weight that is not finite or below 0; nothing is written.
@@ -103,9 +103,12 @@ def store_qoe(settings: Settings, networks: Mapping[Network, Qoe], titles: Mappi
                 expected="shares of 0 to 1 and a weight of 0 or more",
                 next_step="Leave it out until enough of it is known.",
             )
-    with writing(settings) as pipe:
+    with writing(settings, timeout_s=TIMEOUT_S) as pipe:
         _NETWORKS.put(pipe, networks)
-        _TITLES.put(pipe, titles)
+        for title_id in titles:
+            pipe.exists(title_key(title_id))
+        known = pipe.execute()[-len(titles) :] if titles else []
+        _TITLES.put(pipe, {one: seen for (one, seen), is_known in zip(titles.items(), known, strict=True) if is_known})
 
 
 def _is_usable(seen: Qoe) -> bool:
@@ -113,9 +116,5 @@ def _is_usable(seen: Qoe) -> bool:
     return 0 <= seen.weight < math.inf and all(0 <= share <= 1 for share in shares)
 
 
-def _title_key(title_id: str) -> bytes:
-    return entity_key({"title_id": title_id})
-
-
-_NETWORKS: Final = Rows(NETWORK_QOE, network_key, Qoe, _is_usable)
-_TITLES: Final = Rows(TITLE_QOE, _title_key, Qoe, _is_usable)
+_NETWORKS: Final = Rows(NETWORK_QOE, network_key, Qoe, _is_usable, kept_s=KEPT_S)
+_TITLES: Final = Rows(TITLE_QOE, title_key, Qoe, _is_usable)

@@ -39,12 +39,14 @@ class Rows(Generic[K, V]):
         key: Redis key of an entity's row.
         make: the record of the view's features, in their order.
         is_usable: whether a record's numbers are within their ranges; one that is not is read as none.
+        kept_s: a row that is not written for so long is forgotten, with all that is known of its entity; None: never.
     """
 
     view: View
     key: Callable[[K], bytes]
     make: Callable[..., V]
     is_usable: Callable[[V], bool]
+    kept_s: int | None = None
 
     async def read(self, link: StoreLink, entities: Sequence[K], deadline_ms: float) -> dict[K, V | None]:
         """Records of entities, in one round trip; None where there is none, or none that is usable.
@@ -69,7 +71,10 @@ class Rows(Generic[K, V]):
         for entity, record in records.items():
             row = {name: getattr(record, name) for name in self.view.features}
             fields = self.view.row(row, record.last_ts_ms)
-            pipe.hset(self.key(entity), items=fields)  # type: ignore[arg-type]  # keys are binary
+            key = self.key(entity)
+            pipe.hset(key, items=fields)  # type: ignore[arg-type]  # keys are binary
+            if self.kept_s is not None:
+                pipe.expire(key, self.kept_s)
 
     def _record(self, values: Any) -> V | None:
         if isinstance(values, ReplyError) or values[0] is None:
@@ -83,17 +88,18 @@ class Rows(Generic[K, V]):
 
 
 @contextmanager
-def writing(settings: Settings, *, transaction: bool = False) -> Iterator[Pipeline]:
+def writing(settings: Settings, *, transaction: bool = False, timeout_s: float = _TIMEOUT_S) -> Iterator[Pipeline]:
     """A pipeline that is sent when the block ends.
 
     Args:
         settings: where the store is.
         transaction: whether all of it is written at once.
+        timeout_s: longest wait for the store.
 
     Raises:
         StoreUnavailable: the store does not answer; write them again.
     """
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+    client = redis.Redis.from_url(settings.redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
     try:
         with client, client.pipeline(transaction=transaction) as pipe:
             yield pipe

@@ -104,3 +104,10 @@ def settings(valkey_url: str, tmp_path: Path) -> Settings:
     """Settings of a Playhead whose state lies in the test's own folder."""
     home = tmp_path / "home"
     return Settings(home=home, redis_url=valkey_url, feast_registry=str(home / "feast" / "registry.db"))
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[redis.Redis]:
+    """The store of those settings."""
+    with redis.Redis.from_url(settings.redis_url, socket_timeout=10) as client:
+        yield client

@@ -101,19 +101,20 @@ def read_window(store: Store, start_ms: int) -> tuple[Window, NetworkSums]:
     return window, networks
 
 
-def is_complete(store: Store, end_ms: int, now_ms: int) -> bool:
+def is_complete(store: Store, end_ms: int, now_ms: int, since_ms: int) -> bool:
     """Whether every partition was read up to a moment, or has stood still for LATE_MS.
 
     Args:
         store: Redis or Valkey.
         end_ms: the moment.
         now_ms: by the store's clock.
+        since_ms: when whoever asks began to: where nothing ran, partitions have stood still for long, and go on.
     """
     found: Any = store.hgetall(PROGRESS)
     progress = {int(partition): tuple(map(int, told.split(b":"))) for partition, told in found.items()}
     for partition in range(PARTITIONS):
         read_ms, written_ms = progress.get(partition, (0, 0))
-        if read_ms < end_ms and (now_ms - written_ms < LATE_MS or (not written_ms and now_ms - end_ms < LATE_MS)):
+        if read_ms < end_ms and now_ms - max(written_ms or end_ms, since_ms) < LATE_MS:
             return False
     return True
 

@@ -1,7 +1,7 @@
 -- A role's step, all of it or nothing, and only by whoever has the role.
 --
 -- KEYS: 1 the role's lease; then the keys that the commands name.
--- ARGV: 1 the owner; then commands, each as the number of its parts, the index of its key in KEYS, its name, and its
+-- ARGV: 1 the lease's token; then commands, each as the number of its parts, the index of its key in KEYS, its name, and its
 --       further parts.
 -- Returns 1, or 0 where the lease is another's: then nothing was done.
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
@@ -20,6 +21,19 @@ class LeaseLost(Exception):
     """The role is another replica's now; what was to be written was not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One time that a replica has a role: what it knew of the role before is not what it may go on from.
+
+    Attributes:
+        role: which.
+        token: names this time among all.
+    """
+
+    role: str
+    token: str
+
+
 class Leases:
     """The roles of one replica.
 
@@ -30,7 +44,7 @@ class Leases:
         counted: whether this is one of the replicas that share the roles; else it takes all it can have.
 
     Attributes:
-        held: roles that are this replica's.
+        held: role -> its lease, of those that are this replica's. One that was lost and taken again is another lease.
     """
 
     def __init__(self, store: Store, owner: str, roles: Sequence[str], *, counted: bool = True) -> None:
@@ -44,7 +58,8 @@ class Leases:
             files("serve.watchtower").joinpath("commit.lua").read_text(encoding="utf-8")
         )
         self._renewed_s = 0.0
-        self.held: set[str] = set()
+        self._taken = 0
+        self.held: dict[str, Lease] = {}
 
     def tick(self) -> None:
         """Renew what is held and take what is free, up to a fair share; about once in RENEW_S, else at once back."""
@@ -54,16 +69,18 @@ class Leases:
         self._renewed_s = now_s
         store = self._store
         share = self._fair_share() if self._counted else len(self._roles)
-        for role in list(self.held):
-            if not self._renew(keys=[lease_key(role)], args=[self._owner, LEASE_MS]):
-                self.held.discard(role)
+        for role, lease in list(self.held.items()):
+            if not self._renew(keys=[lease_key(role)], args=[lease.token, LEASE_MS]):
+                del self.held[role]
         for role in sorted(self.held, key=self._roles.index, reverse=True)[: max(0, len(self.held) - share)]:
             self.release(role)  # another replica came
         for role in self._roles:
             if len(self.held) >= share:
                 return
-            if role not in self.held and store.set(lease_key(role), self._owner, nx=True, px=LEASE_MS):
-                self.held.add(role)
+            self._taken += 1
+            lease = Lease(role, f"{self._owner}:{self._taken}")
+            if role not in self.held and store.set(lease_key(role), lease.token, nx=True, px=LEASE_MS):
+                self.held[role] = lease
 
     def _fair_share(self) -> int:
         """Roles that a replica may have, as many replicas as there are now."""
@@ -75,8 +92,9 @@ class Leases:
 
     def release(self, role: str) -> None:
         """Give a role up."""
-        self.held.discard(role)
-        self._release(keys=[lease_key(role)], args=[self._owner])
+        lease = self.held.pop(role, None)
+        if lease is not None:
+            self._release(keys=[lease_key(role)], args=[lease.token])
 
     def close(self) -> None:
         """Give all roles up, so that others take them at once."""
@@ -84,24 +102,25 @@ class Leases:
             self.release(role)
         self._store.zrem(REPLICAS, self._owner)
 
-    def commit(self, role: str, commands: Sequence[Sequence[Any]]) -> None:
-        """Carry commands out as one, if the role is still this replica's.
+    def commit(self, lease: Lease, commands: Sequence[Sequence[Any]]) -> None:
+        """Carry commands out as one, if the lease still holds: nobody else had the role since it was taken.
 
         Args:
-            role: whose step it is.
+            lease: of the role whose step it is.
             commands: name, key and further parts of each.
 
         Raises:
-            LeaseLost: it is not; nothing was done.
+            LeaseLost: it does not; nothing was done.
         """
-        keys = [lease_key(role)]
+        keys = [lease_key(lease.role)]
         places: dict[Any, int] = {}
-        arguments: list[Any] = [self._owner]
+        arguments: list[Any] = [lease.token]
         for name, key, *parts in commands:
             if key not in places:
                 keys.append(key)
                 places[key] = len(keys)
             arguments += [len(parts), places[key], name, *parts]
         if not self._commit(keys=keys, args=arguments):
-            self.held.discard(role)
-            raise LeaseLost(role)
+            if self.held.get(lease.role) == lease:
+                del self.held[lease.role]
+            raise LeaseLost(lease.role)

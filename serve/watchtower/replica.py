@@ -33,7 +33,7 @@ from serve.telemetry.sessions import Sessions, Summary
 from serve.telemetry.windows import WINDOW_MS, Window
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
-from serve.watchtower.leases import LeaseLost, Leases
+from serve.watchtower.leases import Lease, LeaseLost, Leases
 from serve.watchtower.networks import NetworkSums, merged, throughput_of
 from serve.watchtower.outages import Outage
 from serve.watchtower.qoe import QoeSums
@@ -54,6 +54,10 @@ SESSIONS_FORMAT: Final = 1
 """Of the checkpoints of sessions; another one begins anew."""
 
 _ENTRIES: Final = 200
+_FIRST_ENTRIES: Final = 8
+_REPORTS_A_STEP: Final = 4_000
+"""About; the other roles, and the leases, have their turn between steps."""
+_TOLD_MS: Final = 2_000
 _CHECKPOINT_EVERY: Final = 6
 """Windows between checkpoints of slices and outages; those between are judged again, with the same outcome."""
 _TOLD_EVERY: Final = 6
@@ -81,15 +85,18 @@ class Role(Protocol):
 class SessionsRole:
     """Folds one partition of the log into sessions: windows for the board, and records of those that are over."""
 
-    def __init__(self, store: Store, leases: Leases, partition: int) -> None:
+    def __init__(self, store: Store, leases: Leases, lease: Lease, partition: int) -> None:
         self._store = store
         self._leases = leases
+        self._lease = lease
         self._partition = partition
         self._name = f"sessions:{partition}"
         self._key = board.state_key(self._name)
         self._networks = NetworkSums()
         self._quality = TitleQuality(store)
         self._over: list[Summary] = []
+        self._count = _FIRST_ENTRIES
+        self._told_ms = 0
         found: Any = store.hgetall(self._key)
         self._clears = False  # whether what is there has to go with the first commit
         restored = None
@@ -115,8 +122,9 @@ class SessionsRole:
 
     def step(self) -> bool:
         """Read a batch of entries; write at the end of each window."""
-        answer: Any = self._store.xread({stream_key(self._partition): self._position}, count=_ENTRIES)
+        answer: Any = self._store.xread({stream_key(self._partition): self._position}, count=self._count)
         entries = answer[0][1] if answer else []
+        before = self.sessions.tally.reports
         for position, fields in entries:
             now = int(position.split(b"-")[0])
             self._close_windows(now)
@@ -129,9 +137,19 @@ class SessionsRole:
                 self.sessions.take(report, now)
                 self._networks.hear(report)
             self._position = position
+        now = _store_ms(self._store)
         if not entries:
-            self._close_windows(_store_ms(self._store) - IDLE_GRACE_MS)
+            self._close_windows(now - IDLE_GRACE_MS)
+        elif now - self._told_ms > _TOLD_MS:  # there is much to read: whoever judges the windows has to wait
+            self._leases.commit(self._lease, [self._progress()])
+        each = (self.sessions.tally.reports - before) / max(len(entries), 1)
+        self._count = int(min(max(_REPORTS_A_STEP / max(each, 1.0), 1), _ENTRIES))
         return bool(entries)
+
+    def _progress(self) -> list[Any]:
+        """Tells up to where windows are whole, and that somebody is at it."""
+        self._told_ms = _store_ms(self._store)
+        return ["HSET", board.PROGRESS, str(self._partition), f"{self.sessions.window_ms}:{self._told_ms}"]
 
     def _close_windows(self, now: int) -> None:
         windows = list(self.sessions.advance(now))
@@ -156,10 +174,9 @@ class SessionsRole:
             commands.append(["HSET", key, str(self._partition), board.dump_window(window, measured)])
             commands.append(["EXPIRE", key, board.WINDOW_TTL_S])
         commands += self._records()
-        progress = f"{self.sessions.window_ms}:{_store_ms(self._store)}"
-        commands.append(["HSET", board.PROGRESS, str(self._partition), progress])
+        commands.append(self._progress())
         commands.append(["XTRIM", stream_key(self._partition), "MINID", _after(self._position)])
-        self._leases.commit(self._name, commands)
+        self._leases.commit(self._lease, commands)
         self.sessions.touched.clear()
         self._over.clear()
         self._clears = False
@@ -180,9 +197,11 @@ class SessionsRole:
 class SlicesRole:
     """Judges one shard of the slices, window by window."""
 
-    def __init__(self, store: Store, leases: Leases, shard: int) -> None:
+    def __init__(self, store: Store, leases: Leases, lease: Lease, shard: int) -> None:
         self._store = store
         self._leases = leases
+        self._lease = lease
+        self._since = _store_ms(store)
         self._shard = shard
         self._name = f"slices:{shard}"
         self._next, self._watch = _first_window(store, self._name), SliceWatch(shard, board.SHARDS)
@@ -193,7 +212,7 @@ class SlicesRole:
 
     def step(self) -> bool:
         """Judge the next window, if it is there."""
-        found = _next_window(self._store, self._next)
+        found = _next_window(self._store, self._next, self._since)
         if found is None:
             return False
         window, _ = found
@@ -206,16 +225,18 @@ class SlicesRole:
         ]
         if self._next // WINDOW_MS % _CHECKPOINT_EVERY == 0:
             commands.append(_state_command(self._name, {"next": self._next, "watch": self._watch.state()}))
-        self._leases.commit(self._name, commands)
+        self._leases.commit(self._lease, commands)
         return True
 
 
 class OutagesRole:
     """Makes outages of the alarms of all shards."""
 
-    def __init__(self, store: Store, leases: Leases, settings: Settings) -> None:
+    def __init__(self, store: Store, leases: Leases, lease: Lease, settings: Settings) -> None:
         self._store = store
         self._leases = leases
+        self._lease = lease
+        self._since = _store_ms(store)
         self._settings = settings
         self._waits_since = 0
         self._orphans: list[Outage] = []
@@ -234,7 +255,7 @@ class OutagesRole:
     def step(self) -> bool:
         """Take the next window in, once all shards have judged it."""
         start = self._next
-        found = _next_window(self._store, start)
+        found = _next_window(self._store, start, self._since)
         if found is None:
             return False
         window, networks = found
@@ -284,7 +305,7 @@ class OutagesRole:
             }  # fmt: skip
             commands.append(_state_command(board.OUTAGE_ROLE, state))
             commands += self._forgotten()
-        self._leases.commit(board.OUTAGE_ROLE, commands)
+        self._leases.commit(self._lease, commands)
 
     def _forgotten(self) -> list[list[Any]]:
         """Outages that closed long ago."""
@@ -317,9 +338,10 @@ class OutagesRole:
 class VitalsRole:
     """Judges what all gateways counted of themselves, window by window; each step is a checkpoint."""
 
-    def __init__(self, store: Store, leases: Leases) -> None:
+    def __init__(self, store: Store, leases: Leases, lease: Lease) -> None:
         self._store = store
         self._leases = leases
+        self._lease = lease
         self._next, self._watch = 0, SelfWatch()
         with _beginning_anew(board.VITALS_ROLE):
             state = _read_state(store, board.VITALS_ROLE)
@@ -343,7 +365,7 @@ class VitalsRole:
         for change in changes:
             told = health.dump_change(change)
             commands.append(["XADD", health.LOG, "MAXLEN", "~", health.MOST_LOGGED, "*", health.CHANGE, told])
-        self._leases.commit(board.VITALS_ROLE, commands)
+        self._leases.commit(self._lease, commands)
         self._next = end
         for change in changes:
             level = logging.WARNING if change.is_open else logging.INFO
@@ -365,7 +387,7 @@ class WatchtowerReplica:
         self._store = connect(settings)
         roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, *board.slice_roles(), *board.session_roles()]
         self.leases = Leases(self._store, name, roles)
-        self._roles: dict[str, Role] = {}
+        self._roles: dict[Lease, Role] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; the store's troubles are logged and waited out."""
@@ -388,31 +410,34 @@ class WatchtowerReplica:
     def turn(self) -> bool:
         """Give each role one step; whether any had something to do."""
         self.leases.tick()
-        for name in [name for name in self._roles if name not in self.leases.held]:
-            del self._roles[name]
+        held = self.leases.held
+        self._roles = {lease: role for lease, role in self._roles.items() if held.get(lease.role) == lease}
         busy = False
-        for name in sorted(self.leases.held):
+        for name in sorted(held):
+            lease = held.get(name)
+            if lease is None:
+                continue
             try:
-                role = self._roles.get(name) or self._restore(name)
+                role = self._roles.get(lease) or self._restore(lease)
                 busy = role.step() or busy
             except LeaseLost:
                 _log.warning("watchtower: role %s is another replica's now", name)
-                self._roles.pop(name, None)
+                self._roles.pop(lease, None)
             self.leases.tick()
         return busy
 
-    def _restore(self, name: str) -> Role:
-        kind, _, number = name.partition(":")
+    def _restore(self, lease: Lease) -> Role:
+        kind, _, number = lease.role.partition(":")
         role: Role
         if kind == "sessions":
-            role = SessionsRole(self._store, self.leases, int(number))
+            role = SessionsRole(self._store, self.leases, lease, int(number))
         elif kind == "slices":
-            role = SlicesRole(self._store, self.leases, int(number))
-        elif name == board.VITALS_ROLE:
-            role = VitalsRole(self._store, self.leases)
+            role = SlicesRole(self._store, self.leases, lease, int(number))
+        elif lease.role == board.VITALS_ROLE:
+            role = VitalsRole(self._store, self.leases, lease)
         else:
-            role = OutagesRole(self._store, self.leases, self._settings)
-        self._roles[name] = role
+            role = OutagesRole(self._store, self.leases, lease, self._settings)
+        self._roles[lease] = role
         return role
 
 
@@ -464,9 +489,9 @@ def _after(position: bytes) -> bytes:
     return b"%s-%d" % (milliseconds, int(sequence) + 1)
 
 
-def _next_window(store: Store, start_ms: int) -> tuple[Window, NetworkSums] | None:
+def _next_window(store: Store, start_ms: int, since_ms: int) -> tuple[Window, NetworkSums] | None:
     """A window, once all partitions have told of it; None before."""
-    if not board.is_complete(store, start_ms + WINDOW_MS, _store_ms(store)):
+    if not board.is_complete(store, start_ms + WINDOW_MS, _store_ms(store), since_ms):
         return None
     return board.read_window(store, start_ms)
 

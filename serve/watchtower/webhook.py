@@ -103,13 +103,14 @@ class Webhook:
     def step(self, client: httpx.Client) -> float:
         """Tell the next change, if there is one; gives how long to wait for the next step, s."""
         self._leases.tick()
-        if board.WEBHOOK_ROLE not in self._leases.held:
+        lease = self._leases.held.get(board.WEBHOOK_ROLE)
+        if lease is None:
             return _IDLE_S
         position: Any = self._store.get(_POSITION)
         if position is None:  # what was before the webhook was set up is not told
             last: Any = self._store.xrevrange(board.LOG, count=1)
             position = last[0][0] if last else b"0-0"
-            self._leases.commit(board.WEBHOOK_ROLE, [["SET", _POSITION, position]])
+            self._leases.commit(lease, [["SET", _POSITION, position]])
         found: Any = self._store.xread({board.LOG: position}, count=1)
         if not found:
             return _IDLE_S
@@ -122,7 +123,7 @@ class Webhook:
         if why:
             _log.error("webhook: change %s is given up: %s", name.decode(), why)
         self._tries = 0
-        self._leases.commit(board.WEBHOOK_ROLE, [["SET", _POSITION, name]])
+        self._leases.commit(lease, [["SET", _POSITION, name]])
         return 0.0
 
     def _deliver(self, client: httpx.Client, name: str, body: bytes) -> str:

@@ -6,20 +6,23 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
+import polars as pl
 import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.processes import ProcessRecord
 from deployments.state import RunFolder, StackState
+from serve.telemetry.records import SESSIONS
 
 HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openvino", "redis", "httpx", "pydantic"}
 
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home"),
+        *("demo", "load", "home", "sessions"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
@@ -32,6 +35,7 @@ OPTIONS = {
     ("up",): {"--detach", "--placement", "--port", "--data", "--json"},
     ("down",): {"--json"},
     ("status",): {"--json"},
+    ("sessions",): {"--by", "--minutes", "--top", "--json"},
     ("doctor",): {"--port", "--data", "--json"},
     ("data", "prepare"): {"--json"},
     ("data", "import"): {"--name", "--json"},
@@ -208,3 +212,26 @@ def test_an_import_names_what_is_wrong(playhead, tmp_path):
     assert result.exit_code == 1
     assert any("events" in problem["file"] for problem in last_line(result)["problems"])
     assert not (tmp_path / "home" / "data" / "mine").exists()
+
+
+def test_sessions_that_are_over_are_shown_by_what_they_are_told_apart_by(playhead, tmp_path):
+    folder = tmp_path / "home" / "sessions" / "date=9999-01-01"
+    now = int(time.time() * 1000)
+    row = dict.fromkeys(SESSIONS.schema) | {
+        "session": "a", "cdn": "north", "first_ts": now - 60_000, "last_ts": now - 1000, "started": True,
+        "startup_ms": 800.0, "played_ms": 50_000, "stall_ms": 0.0, "stalls": 0, "mean_kbps": 4000.0, "mean_vmaf": 88.0,
+        "switches": 0, "errors": 0, "end": "ended", "log_position": "1-1",
+    }  # fmt: skip
+    old = row | {"session": "b", "last_ts": now - 3 * 3_600_000, "log_position": "1-0"}
+    folder.mkdir(parents=True)
+    pl.DataFrame([old, row], schema={**SESSIONS.schema, "log_position": pl.String}).write_parquet(
+        folder / "part-1.parquet"
+    )
+    result = playhead("sessions", "--by", "cdn", "--json")
+    assert result.exit_code == 0
+    (found,) = last_line(result)["rows"]
+    assert (found["cdn"], found["sessions"], found["kbps"], found["vmaf"]) == ("north", 1, 4000.0, 88.0)
+    assert last_line(playhead("sessions", "--minutes", "300", "--json"))["sessions"] == 2
+    refused = playhead("sessions", "--by", "cdn,weather", "--json")
+    assert refused.exit_code == 1
+    assert last_line(refused)["error"]["field"] == "--by"

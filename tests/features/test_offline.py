@@ -14,7 +14,7 @@ from features.events import Event, EventKind
 from features.offline import FRAME_SCHEMA, features_at, fold, point_in_time, replay, title_statistics
 from features.popularity import HALF_LIFE_MS, NO_TREND, add_logs, subtract_logs
 from features.profiles import ProfileFeatures, ProfileState
-from features.sink import SCHEMA
+from features.sink import EVENTS
 
 KIND = st.sampled_from(list(EventKind))
 PROFILES = pl.DataFrame({"profile_id": ["p", "quiet"], "region": ["JP", "FR"], "kids": [False, True]})
@@ -33,7 +33,7 @@ def logs(draw):
 
 
 def as_frame(events):
-    return pl.DataFrame([event.model_dump(mode="json") for event in events], schema=SCHEMA)
+    return pl.DataFrame([event.model_dump(mode="json") for event in events], schema=EVENTS.schema)
 
 
 def rows(*moments, profile="p"):

@@ -10,7 +10,7 @@ import redis
 from features.errors import InvalidData, StoreUnavailable
 from features.layout import ValueKind, encode
 from features.link import StoreLink
-from features.networks import NetworkReader, Throughput, network_key, store_throughput
+from features.networks import KEPT_S, NetworkReader, Throughput, network_key, store_throughput
 from features.popularity import title_key
 from features.qoe import Qoe, QoeReader, store_qoe
 from features.views import NETWORK_QOE, TITLE_QOE
@@ -27,6 +27,12 @@ def client(settings):
         yield made
 
 
+@pytest.fixture
+def catalogue(client):
+    for title in ("t1", "t2", "é"):
+        client.hset(title_key(title), "known", "1")
+
+
 def read(settings, networks, titles):
     async def main():
         reader = QoeReader(settings)
@@ -38,6 +44,7 @@ def read(settings, networks, titles):
     return asyncio.run(main())
 
 
+@pytest.mark.usefixtures("catalogue")
 def test_what_is_written_is_read(settings):
     store_qoe(settings, {NORTH: SEEN, SOUTH: OTHER}, {"t1": OTHER, "é": SEEN})
     assert read(settings, [SOUTH, NORTH, ("north", "")], ["t1", "é", "none"]) == [
@@ -76,6 +83,14 @@ def test_what_is_out_of_range_is_refused_and_not_read(settings, client, values):
     assert read(settings, [], ["t1"]) == [{}, {"t1": None}]
 
 
+def test_what_players_name_does_not_stay_for_ever(settings, client):
+    store_qoe(settings, {NORTH: SEEN}, {"invented": SEEN})
+    store_throughput(settings, {SOUTH: Throughput(8.0, 0.5, 3, NOW)})
+    assert not client.exists(title_key("invented")), "of titles the catalogue decides"
+    assert {client.ttl(network_key(one)) for one in (NORTH, SOUTH)} == {KEPT_S}
+
+
+@pytest.mark.usefixtures("catalogue")
 def test_rubbish_is_none_and_harms_no_other(settings, client):
     store_qoe(settings, {NORTH: SEEN, SOUTH: SEEN}, {"t1": SEEN, "t2": SEEN})
     client.hset(network_key(NORTH), NETWORK_QOE.field("stalls"), b"\xff")

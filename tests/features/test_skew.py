@@ -10,14 +10,14 @@ from features.events import Event, EventKind
 from features.offline import features_at, title_statistics
 from features.online import OnlineFeatures
 from features.popularity import TitleStatistics
-from features.sink import SCHEMA
+from features.sink import EVENTS
 from features.stream import EventWriter
 
 PROFILES = [f"p{index}" for index in range(4)]
 
 
 def as_frame(events):
-    return pl.DataFrame([event.model_dump(mode="json") for event in events], schema=SCHEMA)
+    return pl.DataFrame([event.model_dump(mode="json") for event in events], schema=EVENTS.schema)
 
 
 def random_log(rng, length):

@@ -25,7 +25,7 @@ from features.online import OnlineFeatures
 from features.popularity import TitleStatistics, TitleStats, title_key
 from features.qoe import Qoe, QoeReader, store_qoe
 from features.records import READ_FIELDS, profile_key
-from features.sink import SCHEMA
+from features.sink import EVENTS as EVENT_LOG
 from features.store import apply, materialise, open_store
 from features.stream import FILLED_KEY, STREAM, EventWriter
 from features.views import (
@@ -60,7 +60,7 @@ EVENTS = some_events(300)
 
 
 def as_frame(events):
-    return pl.DataFrame([event.model_dump(mode="json") for event in events], schema=SCHEMA)
+    return pl.DataFrame([event.model_dump(mode="json") for event in events], schema=EVENT_LOG.schema)
 
 
 def a_dataset(folder, events):
@@ -427,7 +427,7 @@ def test_feasts_writes_are_read_back_by_us(settings, client):
     assert names == {NETWORK_THROUGHPUT.name, RENDITION_SEGMENTS.name}
 
 
-def test_feast_reads_how_playback_goes(settings):
+def test_feast_reads_how_playback_goes(settings, client):
     """Stock Feast, through its service, says what QoeReader says of networks and titles."""
     apply(settings)
     networks = {
@@ -435,6 +435,7 @@ def test_feast_reads_how_playback_goes(settings):
         ("c2", "7"): Qoe(20.5, 0, 0, 0, 0, 1, START),
     }
     titles = {"t1": Qoe(90.25, 0.01, 0.02, 0.03, 0.04, 0.05, START + 1)}
+    client.hset(title_key("t1"), "known", "1")
     store_qoe(settings, networks, titles)
 
     async def main():

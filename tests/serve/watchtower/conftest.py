@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 import serve
 from features.settings import Settings
@@ -42,12 +41,6 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subpro
     for process in started:
         process.kill()
         process.wait()
-
-
-@pytest.fixture
-def store(settings: Settings) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(settings.redis_url, socket_timeout=10) as client:
-        yield client
 
 
 def wait_for(met: Callable[[], Any], within_s: float = 90, pause_s: float = 0.1) -> Any:

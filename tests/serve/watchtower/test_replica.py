@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from features.networks import NetworkReader
+from features.popularity import title_key
 from features.qoe import Qoe, QoeReader
 from features.renditions import Rendition, store_renditions
 from features.settings import Settings
@@ -29,7 +30,7 @@ from serve.watchtower.leases import LEASE_MS, LeaseLost, Leases
 from serve.watchtower.networks import NetworkSums, throughput_of
 from serve.watchtower.outages import Outage
 from serve.watchtower.qoe import QoeSums
-from serve.watchtower.replica import SESSIONS_FORMAT, OutagesRole, WatchtowerReplica
+from serve.watchtower.replica import SESSIONS_FORMAT, OutagesRole, SessionsRole, WatchtowerReplica
 from serve.watchtower.tower import Watchtower
 from tests.serve.watchtower.conftest import wait_for
 
@@ -167,6 +168,11 @@ def test_windows_and_outages_are_the_same_however_often_replicas_die(
     assert sum(store.xlen(stream_key(partition)) for partition in range(PARTITIONS)) < len(entries) // 10
 
 
+def catalogue(store: redis.Redis, titles: Iterable[str]) -> None:
+    for title in titles:
+        store.hset(title_key(title), "known", "1")
+
+
 def told_of(settings: Settings, networks: list[Any], titles: list[str]) -> list[dict[Any, Any]]:
     """Throughput of networks, how playback goes on them, and of titles: what the feature store has."""
 
@@ -202,10 +208,11 @@ def test_how_playback_goes_is_told_the_same_when_a_replica_dies(
             expected[start_ms + WINDOW_MS] = sums.networks(), sums.titles()
     last_told = end // 60_000 * 60_000
     networks, titles = expected[last_told]
+    catalogue(store, titles)
     assert (len(networks), len(titles)) == (18, 9)
     replicas = {name: start(name) for name in ("a", "b")}
     wait_for(lambda: int(store.get(board.AS_OF) or 0) >= began + 4 * 60_000, pause_s=0.01)
-    owner = wait_for(lambda: store.get(board.lease_key(board.OUTAGE_ROLE))).decode()
+    owner = wait_for(lambda: store.get(board.lease_key(board.OUTAGE_ROLE))).decode().partition(":")[0]
     replicas[owner].send_signal(signal.SIGKILL)
     replicas[owner].wait()
     assert int(store.get(board.AS_OF) or 0) < last_told, "it is killed midway"
@@ -230,10 +237,11 @@ def test_a_feature_store_that_does_not_answer_is_told_a_minute_later(
     began = (int(time.time() * 1000) - 3 * 60_000) // 60_000 * 60_000
     leaf = ("north", "1", "", "", "", "t1", "")
     store.set(board.BEGAN, began)
+    catalogue(store, ["t1"])
     down = Settings(home=settings.home, redis_url="redis://127.0.0.1:1/0", feast_registry=settings.feast_registry)
     leases = Leases(store, "only", [board.OUTAGE_ROLE])
     leases.tick()
-    role = OutagesRole(store, leases, down)
+    role = OutagesRole(store, leases, leases.held[board.OUTAGE_ROLE], down)
     monkeypatch.setattr(board, "is_complete", lambda *_: True)
 
     def minute(number: int) -> None:
@@ -250,7 +258,9 @@ def test_a_feature_store_that_does_not_answer_is_told_a_minute_later(
         minute(0)
     assert "how playback goes was not written" in caplog.text
     assert told_of(settings, [("north", "1")], ["t1"])[1:] == [{("north", "1"): None}, {"t1": None}]
-    role = OutagesRole(store, leases, settings)  # as if it answered again; from the checkpoint
+    role = OutagesRole(
+        store, leases, leases.held[board.OUTAGE_ROLE], settings
+    )  # as if it answered again; from the checkpoint
     minute(1)
     _, networks, titles = told_of(settings, [("north", "1")], ["t1"])
     (seen,) = titles.values()
@@ -311,30 +321,91 @@ def test_roles_spread_over_replicas_and_come_back(store: redis.Redis) -> None:
             lease.tick()
 
     tick(one)
-    assert one.held == set(roles)
+    assert set(one.held) == set(roles)
     for _ in range(3):
         tick(other, one)
-    assert one.held | other.held == set(roles)
-    assert not one.held & other.held
+    assert set(one.held) | set(other.held) == set(roles)
+    assert not set(one.held) & set(other.held)
     assert abs(len(one.held) - len(other.held)) <= 1
     other.close()
     for _ in range(2):
         tick(one)
-    assert one.held == set(roles)
+    assert set(one.held) == set(roles)
 
 
 def test_only_the_owner_writes(store: redis.Redis) -> None:
     leases = Leases(store, "one", ["role"])
     leases.tick()
-    leases.commit("role", [["SET", "a", 1], ["HSET", "h", "f", "v"], ["SET", "a", 2]])
+    lease = leases.held["role"]
+    leases.commit(lease, [["SET", "a", 1], ["HSET", "h", "f", "v"], ["SET", "a", 2]])
     assert (store.get("a"), store.hget("h", "f")) == (b"2", b"v")
     store.set(board.lease_key("role"), "another", px=LEASE_MS)
     with pytest.raises(LeaseLost):
-        leases.commit("role", [["SET", "a", 3]])
+        leases.commit(lease, [["SET", "a", 3]])
     assert store.get("a") == b"2"
-    assert leases.held == set()
+    assert not leases.held
     leases.release("role")
     assert store.get(board.lease_key("role")) == b"another"
+    store.delete(board.lease_key("role"))
+    leases._renewed_s = 0.0
+    leases.tick()
+    again = leases.held["role"]
+    with pytest.raises(LeaseLost):
+        leases.commit(lease, [["SET", "a", 3]])  # what it knew before another had the role is old
+    leases.commit(again, [["SET", "a", 4]])
+    assert (store.get("a"), leases.held) == (b"4", {"role": again})
+
+
+def test_a_replica_that_was_away_while_another_worked_goes_on_from_there(
+    store: redis.Redis, settings: Settings
+) -> None:
+    entries = audience((int(time.time() * 1000) - 4 * 60_000) // WINDOW_MS * WINDOW_MS, minutes=4)
+    parts = [
+        entries[: len(entries) // 3],
+        entries[len(entries) // 3 : 2 * len(entries) // 3],
+        entries[-len(entries) // 3 :],
+    ]
+    one, other = WatchtowerReplica(settings, "one"), WatchtowerReplica(settings, "other")
+
+    def work(replica: WatchtowerReplica, more: list[Entry]) -> None:
+        append(store, more)
+        replica.leases._renewed_s = 0.0
+        wait_for(lambda: (replica.turn() or True) and read_up_to(store, more[-1][0] // WINDOW_MS * WINDOW_MS), 60)
+
+    work(one, parts[0])
+    store.delete(*store.keys(board.lease_key("*")), board.REPLICAS)  # one is away for long
+    work(other, parts[1])
+    other.leases.close()
+    work(one, parts[2])
+    for start_ms, window in expected_windows(entries).items():
+        assert board.read_window(store, start_ms)[0].counts == window.counts
+
+
+def test_windows_are_waited_for_after_nothing_ran(store: redis.Redis) -> None:
+    end_ms, now_ms = 1_000_000, 1_090_000
+    for partition in range(PARTITIONS):
+        store.hset(board.PROGRESS, str(partition), f"{end_ms - WINDOW_MS}:{now_ms - 60_000}")
+    assert not board.is_complete(store, end_ms, now_ms, since_ms=now_ms - 2_000), "they have just begun to go on"
+    assert board.is_complete(store, end_ms, now_ms, since_ms=now_ms - board.LATE_MS), "nobody goes on"
+    store.hset(board.PROGRESS, "3", f"{end_ms - WINDOW_MS}:{now_ms - 1_000}")
+    assert not board.is_complete(store, end_ms, now_ms, since_ms=now_ms - 60_000), "one is still reading"
+
+
+def test_a_step_is_bounded_however_much_one_request_brings(store: redis.Redis, settings: Settings) -> None:
+    at = int(time.time() * 1000) - 60_000
+    partition = partition_of("a")
+    for place in range(40):
+        said = [{"sid": "a", "e": "t", "sta": "p", "ts": at + place * 1000 + one} for one in range(1000)]
+        store.xadd(stream_key(partition), {FIELD: Said(at, {}, said).parts()[partition]}, id=f"{at + place}-1")
+    leases = Leases(store, "only", [f"sessions:{partition}"])
+    leases.tick()
+    role = SessionsRole(store, leases, leases.held[f"sessions:{partition}"], partition)
+    taken = []
+    while sum(taken) < 40_000:
+        before = role.sessions.tally.reports
+        assert role.step()
+        taken.append(role.sessions.tally.reports - before)
+    assert max(taken) <= 8_000, "the other roles, and the leases, wait no longer"
 
 
 def test_alarms_and_throughput_survive_the_board(store: redis.Redis, settings: Settings) -> None:

@@ -117,7 +117,7 @@ def test_wherever_a_step_is_cut_off_the_next_replica_goes_on(store: redis.Redis)
     while not reached(store, expected.as_of_ms):
         leases = Dying(store, f"replica-{deaths}", source)
         leases.tick()
-        role = VitalsRole(store, leases)
+        role = VitalsRole(store, leases, leases.held[board.VITALS_ROLE])
         try:
             while not reached(store, expected.as_of_ms):
                 assert role.step()
@@ -133,7 +133,7 @@ def test_wherever_a_step_is_cut_off_the_next_replica_goes_on(store: redis.Redis)
 def role(store: redis.Redis) -> Iterator[VitalsRole]:
     leases = Leases(store, "only", [board.VITALS_ROLE], counted=False)
     leases.tick()
-    yield VitalsRole(store, leases)
+    yield VitalsRole(store, leases, leases.held[board.VITALS_ROLE])
     leases.close()
 
 
@@ -169,12 +169,12 @@ def test_what_is_no_window_is_left_out(store: redis.Redis, role: VitalsRole) -> 
 def test_what_another_release_left_is_begun_anew(store: redis.Redis) -> None:
     leases = Leases(store, "only", [board.VITALS_ROLE], counted=False)
     leases.tick()
-    steps(VitalsRole(store, leases))
-    assert steps(VitalsRole(store, leases)) <= 1, "it goes on where it was"
+    steps(VitalsRole(store, leases, leases.held[board.VITALS_ROLE]))
+    assert steps(VitalsRole(store, leases, leases.held[board.VITALS_ROLE])) <= 1, "it goes on where it was"
     state: Any = _read_state(store, board.VITALS_ROLE)
     state["watch"]["version"] = 99
     store.execute_command(*_state_command(board.VITALS_ROLE, state))
-    assert steps(VitalsRole(store, leases)) > 300
+    assert steps(VitalsRole(store, leases, leases.held[board.VITALS_ROLE])) > 300
 
 
 def test_only_the_owner_says_how_it_is(store: redis.Redis, role: VitalsRole) -> None:
