@@ -47,6 +47,7 @@ from serve.quality.runner import QualityRunner
 from serve.ranking import Ranker, RankerSettings
 from serve.schemas import Answer, HomeQuery
 from serve.steering.pathways import read_pathways
+from serve.steering.sharing import SharedPlan
 from serve.telemetry.log import TelemetryWriter
 from serve.vitals import LOOK_S, Vitals, VitalsWriter
 
@@ -92,9 +93,10 @@ async def open_gateway(
     settings = arguments.settings()
     metrics = Metrics()
     told_outages, told_health = OutageBoard(settings, metrics), HealthBoard(settings, metrics)
-    vitals, fresh_within_s = Vitals(), _fresh_within_s(arguments)
-    vitals_writer = VitalsWriter(vitals, metrics, settings.redis_url, secrets.token_hex(8), fresh_within_s)
+    vitals, fresh_within_s, replica = Vitals(), _fresh_within_s(arguments), secrets.token_hex(8)
+    vitals_writer = VitalsWriter(vitals, metrics, settings.redis_url, replica, fresh_within_s)
     steering = SteeringStage(read_pathways(arguments.steering), outages or told_outages) if arguments.steering else None
+    plan = SharedPlan(steering, settings.redis_url, replica, metrics) if steering else None
     live = _live_ranker(arguments, metrics, with_model=ranker is None)
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
@@ -117,6 +119,8 @@ async def open_gateway(
     beside = [live.run, quality.runner.run, estimates.run, lambda: every(_FLUSH_S, metrics.flush)]
     beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
     beside.append(lambda: every(LOOK_S, vitals_writer.look))
+    if plan is not None:
+        beside.append(lambda: every(POLL_S, plan.look))
     told: list[Callable[[], Sequence[ModelState]]] = []
     if ranker is None:
         told.append(lambda: live.states)
@@ -144,10 +148,14 @@ async def open_gateway(
 
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
+        if plan is not None:
+            await plan.look()  # the first answers go by what was stored
         async with running(*beside):
             yield
         await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close(), telemetry.close())
         await asyncio.gather(told_outages.close(), told_health.close(), vitals_writer.close())
+        if plan is not None:
+            await plan.close()
         metrics.close()
 
     return create(

@@ -153,6 +153,12 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode="livemax",
         )
+        self._steering_leads = Gauge(
+            "playhead_steering_leads",
+            "Gateways that lead the steering plan; 0: each goes on alone.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
         self._self_alarms = Gauge(  # the Watchtower's count, which all replicas show: it must not be added up
             "playhead_self_alarms_total",
             "Episodes in which something of Playhead itself was not as usual, as the Watchtower counts them.",
@@ -233,6 +239,10 @@ class Metrics:
             self._outages.labels(state).set(counts[state])
         if as_of_s:
             self.refreshed("outages", as_of_s)
+
+    def steering_leads(self, *, leads: bool) -> None:
+        """Say whether this process leads the steering plan."""
+        self._steering_leads.set(1 if leads else 0)
 
     def self_alarm(self, what: str, version: str, *, total: int, is_open: bool) -> None:
         """Say how often something of Playhead itself was not as usual, and whether it is so now.

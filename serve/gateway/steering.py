@@ -51,12 +51,9 @@ _DEFAULT_PATHWAY: Final = "."
 _MOST_CARRIED: Final = 1024
 """Characters of other parameters that RELOAD-URI repeats."""
 
-_LOOK_MS: Final = 1000
-"""How often the outages are looked at."""
-
 
 class OutageSource(Protocol):
-    """Where outages come from. Answers at once, from memory: it is asked on the way to an answer."""
+    """Where outages come from. Answers at once, from memory."""
 
     def current(self) -> tuple[Sequence[Outage], int]:
         """The outages that are known (closed ones may be among them), and when that was known, UTC milliseconds.
@@ -84,10 +81,16 @@ class OutagesInMemory:
 class SteeringStage:
     """The steerer, what it is told of outages, and whom it has seen.
 
+    Who looks, and whose plan the steerer goes by, is the business of serve.steering.sharing.
+
     Args:
         config: what may be steered to.
         outages: where outages come from.
         now_ms: the clock, UTC milliseconds.
+
+    Attributes:
+        config: the same.
+        steerer: what answers; another replica's plan comes as another steerer.
     """
 
     def __init__(
@@ -103,20 +106,20 @@ class SteeringStage:
         self._outages = outages
         self._now_ms = now_ms
         self._seen = SeenClients()
-        self._looked_ms = 0
         self._known = False
 
     def steer(self, client: Client) -> tuple[Steering, str | None]:
         """What a client should be told, and why it is less than it could be."""
         now_ms = self._now_ms()
-        if not 0 <= now_ms - self._looked_ms < _LOOK_MS:
-            self._look(now_ms)
         self._seen.note(client, now_ms)
         told = self.steerer.steer(client, now_ms)
-        return told, None if not told.stale else OUTAGES_STALE if self._known else OUTAGES_UNKNOWN
+        if not told.stale:
+            return told, None
+        return told, OUTAGES_STALE if self._known or self.steerer.plan.as_of_ms else OUTAGES_UNKNOWN
 
-    def _look(self, now_ms: int) -> None:
-        self._looked_ms = now_ms
+    def look(self) -> None:
+        """Take what is known of outages now into account, and take the steps that are due."""
+        now_ms = self._now_ms()
         try:
             outages, as_of_ms = self._outages.current()
         except Exception:  # noqa: BLE001 - whatever became of the source, players are answered

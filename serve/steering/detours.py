@@ -5,6 +5,7 @@ is a band, which remembers where its clients went, so that later steps leave the
 shrinks first. So a client is moved at most once by each change of direction.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Self
@@ -82,6 +83,12 @@ class Detour:
         again = self.breaks + (self.level > 0)
         return replace(self, confirmed_ms=now_ms, level=0.0, returned_ms=0, breaks=again)
 
+    def as_of(self, now_ms: int) -> Self:
+        """The same by a clock that may be behind the one that its times are from: none of them is still to come."""
+        if max(self.confirmed_ms, self.returned_ms) <= now_ms:
+            return self
+        return replace(self, confirmed_ms=min(self.confirmed_ms, now_ms), returned_ms=min(self.returned_ms, now_ms))
+
     def widened(self, limits: Mapping[str, float]) -> Self:
         """One step away.
 
@@ -123,7 +130,44 @@ class Detour:
         """From plain data.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none of ours.
+            AttributeError, KeyError, OverflowError, TypeError, ValueError: it is none of ours.
         """
-        bands = tuple(Band(upto=float(one["upto"]), to=dict(one["to"])) for one in stored["bands"])
-        return cls(**{**stored, "scope": dict(stored["scope"]), "bands": bands})
+        return cls(
+            pathway=str(stored["pathway"]),
+            scope=scope_of(stored["scope"]),
+            size=finite(stored["size"]),
+            confirmed_ms=int(stored["confirmed_ms"]),
+            bands=tuple(Band(upto=finite(one["upto"]), to=shares_of(one["to"])) for one in stored["bands"]),
+            level=finite(stored["level"]),
+            returned_ms=int(stored["returned_ms"]),
+            breaks=int(stored["breaks"]),
+        )
+
+
+def finite(number: Any) -> float:
+    """A stored number.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"number {number!r}, expected a finite one")
+    return value
+
+
+def scope_of(stored: Mapping[str, Any]) -> dict[str, str]:
+    """A stored scope.
+
+    Raises:
+        AttributeError: it is none.
+    """
+    return {name: str(value) for name, value in stored.items()}
+
+
+def shares_of(stored: Mapping[str, Any]) -> dict[str, float]:
+    """Stored shares of pathways.
+
+    Raises:
+        AttributeError, TypeError, ValueError: they are none.
+    """
+    return {name: finite(share) for name, share in stored.items()}

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from serve.errors import InvalidInput
 from serve.steering.clients import Inside, is_in
-from serve.steering.detours import NOTHING, Detour
+from serve.steering.detours import NOTHING, Detour, finite, scope_of, shares_of
 from serve.steering.pathways import Pathways
 from serve.watchtower.outages import Outage
 
@@ -46,6 +46,20 @@ class Trouble:
     state: str
     spare: float = 1.0
 
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """From plain data.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: it is none of ours.
+        """
+        return cls(
+            pathway=str(stored["pathway"]),
+            scope=scope_of(stored["scope"]),
+            state=str(stored["state"]),
+            spare=finite(stored["spare"]),
+        )
+
 
 class Plan:
     """What is known of outages and what is done about them; the same for the same calls of `update`.
@@ -79,7 +93,8 @@ class Plan:
         Args:
             outages: all that are open; those that were and are not among them are over.
             as_of_ms: when that was known, UTC milliseconds; too old: nothing changes.
-            now_ms: now; not below that of the call before.
+            now_ms: now; where it is below that of an earlier call, on another machine or before a clock was put back,
+                waiting begins anew.
             share_of: of the audience; overestimating it moves fewer at a time.
             load: pathway -> share of the audience that is on it, 0 to 1, as measured; what is planned counts where it
                 is more.
@@ -98,14 +113,21 @@ class Plan:
             for outage in outages
             if outage.is_open and outage.slice.get(_CDN) in self._pathways
         )
-        self._confirm(now_ms)
+        self._stepped_ms = min(self._stepped_ms, now_ms)
+        self._detours = {key: detour.as_of(now_ms) for key, detour in self._detours.items()}
+        going_on = self._confirm(now_ms)
         inside = {key: share_of(_within(detour.scope)) for key, detour in self._detours.items()}
         self._measure(inside)
-        if now_ms - self._stepped_ms >= self._config.damping.step_s * 1000 and self._step_away(now_ms):
+        if now_ms - self._stepped_ms >= self._config.damping.step_s * 1000 and self._step_away(going_on):
             self._stepped_ms = now_ms
         self._step_back(now_ms)
         self._measure(inside)
         self._troubles = tuple(self._spared(trouble, share_of) for trouble in self._troubles)
+
+    @property
+    def as_of_ms(self) -> int:
+        """When the outages that it goes by were known, UTC milliseconds; 0: none ever were."""
+        return self._as_of_ms
 
     @property
     def detours(self) -> tuple[Detour, ...]:
@@ -167,13 +189,13 @@ class Plan:
         try:
             version = state["version"]
             detours = [Detour.from_json(one) for one in state["detours"]]
-            troubles = [Trouble(**one) for one in state["troubles"]]
+            troubles = [Trouble.from_json(one) for one in state["troubles"]]
             plan._as_of_ms = int(state["as_of_ms"])
             plan._stepped_ms = int(state["stepped_ms"])
-            plan._load = {name: float(share) for name, share in state["load"].items() if name in known}
-            if state["base"].keys() == known:
-                plan._base = {name: float(state["base"][name]) for name in known}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            plan._load = {name: share for name, share in shares_of(state["load"]).items() if name in known}
+            if (base := shares_of(state["base"])).keys() == known:
+                plan._base = {name: base[name] for name in plan._pathways}
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise _unusable(error) from error
         if version != STATE_VERSION:
             raise _unusable(version)
@@ -213,8 +235,9 @@ class Plan:
             if one.pathway == detour.pathway and len(one.scope) < len(detour.scope) and is_in(detour.scope, one.scope)
         )
 
-    def _confirm(self, now_ms: int) -> None:
-        """Open detours around what is broken, and note of those that are open that it still is."""
+    def _confirm(self, now_ms: int) -> list[tuple[str, ...]]:
+        """Open detours around what is broken, and note of those that are open that it still is; which those are."""
+        going_on = []
         confirmed = [trouble for trouble in self._troubles if trouble.state == "confirmed"]
         for trouble in confirmed:
             key = _key(trouble.pathway, trouble.scope)
@@ -225,6 +248,8 @@ class Plan:
                 widest = max(self._around(detour), key=lambda one: one.moved, default=detour)
                 bands = widest.bands if widest.moved > detour.moved else detour.bands
                 self._detours[key] = replace(detour, bands=bands).confirmed(now_ms)
+                going_on.append(key)
+        return going_on
 
     def _measure(self, inside: Mapping[tuple[str, ...], float]) -> None:
         """Say of each detour which share of the audience it is about.
@@ -241,12 +266,17 @@ class Plan:
                 )
                 self._detours[key] = replace(detour, size=(self._base[name] + came) * inside[key])
 
-    def _step_away(self, now_ms: int) -> bool:
-        """Move more clients away from what is confirmed to be broken now; whether any were moved."""
+    def _step_away(self, going_on: Iterable[tuple[str, ...]]) -> bool:
+        """Move more clients away from what is confirmed to be broken now; whether any were moved.
+
+        Args:
+            going_on: the detours around it.
+        """
         received = dict.fromkeys(self._pathways, 0.0)
         moved = False
-        for key, detour in self._detours.items():
-            if detour.confirmed_ms != now_ms or detour.moved >= 1:
+        for key in going_on:
+            detour = self._detours[key]
+            if detour.moved >= 1:
                 continue
             free = self.free()
             limits = {

@@ -23,7 +23,6 @@ from tests.browser.edge import Fetch, Nginx, running_nginx
 from tests.browser.playhead import PlayheadServer
 from tests.browser.test_players import wait_for
 from tests.browser.title import SEGMENT_S, Title
-from tests.conftest import ValkeyProcess
 from tests.serve.conftest import make_title as make_catalogue_title
 from tests.serve.gateway.conftest import write_titles
 from tests.serve.steering.audience import outage
@@ -65,14 +64,14 @@ class Steered:
 
 
 @pytest.fixture
-def steered(_shared_valkey: ValkeyProcess, tmp_path: Path) -> Iterator[Steered]:
-    """The real gateway behind a real HTTP server; a new one, for it remembers outages."""
+def steered(valkey_url: str, tmp_path: Path) -> Iterator[Steered]:
+    """The real gateway behind a real HTTP server; a new one on an empty store, for both remember outages."""
     home = tmp_path / "home"
     write_titles(home, [make_catalogue_title(number) for number in range(1, 4)])
     path = home / "steering.json"
     path.write_text(json.dumps(CONFIG))
     source = OutagesInMemory()
-    arguments = Arguments(dataset="small", home=home, redis_url=_shared_valkey.url, steering=path)
+    arguments = Arguments(dataset="small", home=home, redis_url=valkey_url, steering=path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(playhead_module, "open_gateway", partial(playhead_module.open_gateway, outages=source))
         server = PlayheadServer(arguments)

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urljoin
 
 import httpx
 import pytest
+import redis
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from serve.errors import InvalidInput
 from serve.gateway.steering import OUTAGES_STALE, OUTAGES_UNKNOWN, OutagesInMemory, OutageSource, SteeringStage
 from serve.steering.clients import Client
 from serve.steering.pathways import Pathway, Pathways
+from serve.steering.sharing import PLAN
 from serve.watchtower.outages import Outage
 from tests.serve.gateway.conftest import open_gateway
 from tests.serve.steering.audience import START_MS, outage
@@ -135,10 +137,12 @@ async def test_an_outage_moves_players_of_its_pathway_within_two_steps_and_has_t
     ids=["never told", "fails"],
 )
 async def test_with_nothing_known_the_default_split_is_the_answer(
-    open_steering: OpenSteering, source: OutageSource, reason: str
+    open_steering: OpenSteering, source: OutageSource, reason: str, valkey_url: str
 ) -> None:
     async with open_steering(known()) as client:
         usual = (await client.get("/v1/steering/dash?sid=s1")).json()
+    with redis.Redis.from_url(valkey_url) as store:
+        assert store.delete(PLAN)  # the gateway after it would know by it what this one knew
     async with open_steering(source) as client:
         answer = await client.get("/v1/steering/dash?sid=s1")
     assert (answer.status_code, answer.json()) == (200, usual)
@@ -152,13 +156,16 @@ def test_with_old_news_the_last_priorities_are_the_answer_with_the_default_ttl()
     for _ in range(4):
         now[0] += 10_000
         source.put([outage(cdn="alpha")], now[0])
+        stage.look()
         told, reason = stage.steer(client)
     assert (told.priority, told.ttl_s, reason) == (("beta", "alpha"), 10, None)
     now[0] += 61_000
+    stage.look()
     told, reason = stage.steer(client)
     assert (told.priority, told.ttl_s, reason) == (("beta", "alpha"), 60, OUTAGES_STALE)
     source.current = Broken().current  # type: ignore[method-assign]
     now[0] += 10_000
+    stage.look()
     told, reason = stage.steer(client)
     assert (told.priority, told.ttl_s, reason) == (("beta", "alpha"), 60, OUTAGES_STALE)
 
@@ -209,6 +216,20 @@ async def test_whatever_the_query_a_player_is_answered_and_reload_uri_does_not_g
             assert again.json()["RELOAD-URI"] == reload
             assert again.json()["PATHWAY-PRIORITY"] == answer.json()["PATHWAY-PRIORITY"]
             assert "playhead-degraded" not in again.headers
+
+
+async def test_a_restarted_gateway_answers_at_once_by_what_the_one_before_it_decided(
+    open_steering: OpenSteering,
+) -> None:
+    query = {"home": "alpha", "cdn": "alpha"}
+    async with open_steering(known(outage(cdn="alpha")), damping={"step_share": 1}) as client:
+        moved = (await client.get("/v1/steering/dash", params=query | {"sid": "s1"})).json()
+        assert moved["PATHWAY-PRIORITY"][0] != "alpha"
+    async with open_steering(OutagesInMemory(), damping={"step_share": 1}) as client:
+        answer = await client.get("/v1/steering/dash", params=query | {"sid": "s1"})
+        assert answer.json() == moved
+        assert "playhead-degraded" not in answer.headers
+        assert "\nplayhead_steering_leads 1.0\n" in (await client.get("/metrics")).text
 
 
 async def test_browsers_may_ask_before_they_ask(open_steering: OpenSteering) -> None:

@@ -383,6 +383,31 @@ def test_the_same_state_and_time_give_the_same_answers_also_after_a_restart(
             assert sorted(answer.priority) == ["alpha", "beta", "gamma"]
 
 
+def test_state_from_a_clock_that_is_ahead_is_gone_on_from_now() -> None:
+    ahead = Audience(TWO)
+    ahead.now_ms += 3_600_000
+    ahead.look([DOWN])
+    ahead.look([DOWN], after_s=10)
+    here = Audience(TWO)
+    here.steerer = Steerer.from_state(TWO, ahead.steerer.state())
+    moved = [here.steerer.plan.detours[0].moved]
+    for after_s in (0, 119, 2):
+        here.look(after_s=after_s)
+        moved.append(here.steerer.plan.detours[0].moved)
+    assert moved == pytest.approx([1, 1, 1, 0.9])
+
+
+def test_an_outage_that_is_over_moves_nobody_more_though_it_was_confirmed_at_the_same_time() -> None:
+    audience = Audience(TWO)
+    audience.look([DOWN])
+    audience.now_ms += 10_000
+    ended = audience.steerer.state()
+    ended["detours"][0]["confirmed_ms"] = audience.now_ms
+    audience.steerer = Steerer.from_state(TWO, ended)
+    audience.look([])
+    assert audience.steerer.plan.detours[0].moved == pytest.approx(0.5)
+
+
 def test_state_of_another_configuration_loses_what_is_gone_and_nonsense_is_refused() -> None:
     audience = Audience(THREE)
     for _ in range(3):
