@@ -15,7 +15,8 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 from ray import serve as ray_serve
 
@@ -27,7 +28,7 @@ from serve import logs
 from serve.arguments import Arguments
 from serve.background import every, running
 from serve.bitrate.observations import Observations
-from serve.bitrate.planner import BitratePlanner, NoPlan, Plan
+from serve.bitrate.planner import NoPlan, Plan
 from serve.bitrate.segments import FeatureLookups
 from serve.errors import PlayheadError
 from serve.gateway.application import create
@@ -38,13 +39,15 @@ from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
 from serve.gateway.stages import ModelState, Stages
 from serve.gateway.steering import OutageSource, SteeringStage
-from serve.live import LiveModel, LiveRanker, Sources
+from serve.live import LiveRanker, Sources
 from serve.metrics import Metrics
-from serve.quality.estimates import MODEL, BitstreamEstimator
+from serve.models import serve_bitrate, serve_quality, serve_recommend
+from serve.quality.estimates import BitstreamEstimator
 from serve.quality.intake import Intake, IntakeSettings
 from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
-from serve.ranking import Ranker, RankerSettings
+from serve.ranking import RankerSettings
+from serve.rollout.fleet import Fleet
 from serve.schemas import Answer, HomeQuery
 from serve.steering.pathways import read_pathways
 from serve.steering.sharing import SharedPlan
@@ -65,6 +68,14 @@ def build(arguments: Arguments) -> ray_serve.Application:
     ranker = ray_serve.deployment(RankerReplica, name="Ranker", logging_config=quiet)
     planner = ray_serve.deployment(PlannerReplica, name="Planner", logging_config=quiet)
     return gateway.bind(arguments, features.bind(arguments), ranker.bind(arguments), planner.bind(arguments))
+
+
+class Closable(Protocol):
+    """What has a connection."""
+
+    async def close(self) -> None:
+        """Close it."""
+        ...
 
 
 async def open_gateway(
@@ -96,34 +107,34 @@ async def open_gateway(
     vitals, fresh_within_s, replica = Vitals(), _fresh_within_s(arguments), secrets.token_hex(8)
     vitals_writer = VitalsWriter(vitals, metrics, settings.redis_url, replica, fresh_within_s)
     steering = SteeringStage(read_pathways(arguments.steering), outages or told_outages) if arguments.steering else None
-    plan = SharedPlan(steering, settings.redis_url, replica, metrics) if steering else None
-    live = _live_ranker(arguments, metrics, with_model=ranker is None)
+    steered = SharedPlan(steering, settings.redis_url, replica, metrics) if steering else None
+    live = _live_ranker(arguments, metrics)
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
     telemetry = TelemetryWriter(settings)
-    here, policy = _live_planner(arguments, metrics)
+    ranking = serve_recommend(arguments, live, metrics, vitals)
+    policies, estimates = serve_bitrate(arguments, metrics), serve_quality(arguments, metrics)
     stages = Stages(
         features=reader,
         events=writer,
-        ranker=live.ranker,
+        ranker=ranking.stage,
         stand_in=None,
-        prepare=live.ranker.prepare if arguments.encode_ahead else None,
-        planner=here,
+        prepare=ranking.stage.prepare if arguments.encode_ahead else None,
+        planner=policies.stage,
         lookups=lookups,
         telemetry=telemetry,
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
-    quality, estimates = _quality(arguments, metrics)
-    await estimates.look()
-    beside = [live.run, quality.runner.run, estimates.run, lambda: every(_FLUSH_S, metrics.flush)]
+    quality = _quality(arguments, estimates.stage)
+    followers = []
+    beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
     beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
     beside.append(lambda: every(LOOK_S, vitals_writer.look))
-    if plan is not None:
-        beside.append(lambda: every(POLL_S, plan.look))
+    beside += [lambda: every(POLL_S, steered.look)] if steered else []
     told: list[Callable[[], Sequence[ModelState]]] = []
     if ranker is None:
-        told.append(lambda: live.states)
+        followers.append(ranking.follower)
     else:
         pages = RemoteRanker(RemoteStage("ranker", ranker, arguments.stage_deadline_ms), arguments.model)
         stages = replace(
@@ -136,26 +147,27 @@ async def open_gateway(
         told.append(lambda: pages.states)
         beside.append(lambda: every(_STATES_S, pages.ask_states))
     if planner is None:
-        await policy.look()
-        told.append(lambda: (policy.state,))
-        beside.append(policy.run)
+        followers.append(policies.follower)
     else:
         plans = RemotePlanner(RemoteStage("planner", planner, arguments.stage_deadline_ms), arguments.bitrate_model)
         stages = replace(stages, planner=plans)
         told.append(lambda: plans.states)
         beside.append(lambda: every(_STATES_S, plans.ask_states))
-    told.append(lambda: (estimates.state,))
+    followers.append(estimates.follower)
+    for follower in followers:
+        await follower.look()
+        told.append(partial(getattr, follower, "states"))
+        beside.append(follower.run)
+    closed: list[Closable] = [live, reader, writer, lookups, telemetry, told_outages, told_health, vitals_writer]
+    closed += [*followers, steered] if steered else followers
 
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
-        if plan is not None:
-            await plan.look()  # the first answers go by what was stored
+        if steered is not None:
+            await steered.look()  # the first answers go by what was stored
         async with running(*beside):
             yield
-        await asyncio.gather(live.close(), reader.close(), writer.close(), lookups.close(), telemetry.close())
-        await asyncio.gather(told_outages.close(), told_health.close(), vitals_writer.close())
-        if plan is not None:
-            await plan.close()
+        await asyncio.gather(*[one.close() for one in closed])
         metrics.close()
 
     return create(
@@ -206,34 +218,36 @@ class RankerReplica:
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Serve awaits it
         logs.configure(arguments.log_level)
         self._metrics = Metrics()
-        self._live = _live_ranker(arguments, self._metrics, with_model=True)
+        self._live = _live_ranker(arguments, self._metrics)
         await self._live.start()
+        self._served = serve_recommend(arguments, self._live, self._metrics, None)
+        await self._served.follower.look()
         self._background = asyncio.create_task(self._run())
 
     async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
         """A home page."""
-        return await self._live.ranker.home(profile, query)
+        return await self._served.stage.home(profile, query)
 
     async def similar(self, title_id: str, query: HomeQuery) -> Answer | PlayheadError:
         """Titles like a title."""
         try:
-            return await self._live.ranker.similar(title_id, query)
+            return await self._served.stage.similar(title_id, query)
         except PlayheadError as error:
             return error
 
     async def model_states(self) -> tuple[ModelState, ...]:
-        """The model that answers here."""
-        return self._live.states
+        """The versions that answer here."""
+        return self._served.follower.states
 
     async def _run(self) -> None:
-        async with running(self._live.run):
+        async with running(self._live.run, self._served.follower.run):
             await every(_FLUSH_S, self._metrics.flush)
 
     async def close(self) -> None:
         """End what works beside the requests."""
         self._background.cancel()
         await asyncio.gather(self._background, return_exceptions=True)
-        await self._live.close()
+        await asyncio.gather(self._live.close(), self._served.follower.close())
         self._metrics.close()
 
     async def __del__(self) -> None:
@@ -246,58 +260,48 @@ class PlannerReplica:
     async def __init__(self, arguments: Arguments) -> None:  # type: ignore[misc]  # Serve awaits it
         logs.configure(arguments.log_level)
         self._metrics = Metrics()
-        self._planner, self._policy = _live_planner(arguments, self._metrics)
-        await self._policy.look()
+        self._served = serve_bitrate(arguments, self._metrics)
+        await self._served.follower.look()
         self._background = asyncio.create_task(self._run())
 
-    async def plan(self, observations: Observations) -> Plan | str:
-        """The plan for a batch of sessions, or why there is none."""
+    async def plan(self, observations: Observations, units: Sequence[str | None]) -> Plan | str:
+        """The plan for a batch of sessions, given their ids as well, or why there is none."""
         try:
-            return await self._planner.plan_for(observations)
+            return await self._served.stage.plan_for(observations, units)
         except NoPlan as error:
             return error.reason
 
     async def model_states(self) -> tuple[ModelState, ...]:
-        """The model that answers here."""
-        return (self._policy.state,)
+        """The versions that answer here."""
+        return self._served.follower.states
 
     async def _run(self) -> None:
-        async with running(self._policy.run):
+        async with running(self._served.follower.run):
             await every(_FLUSH_S, self._metrics.flush)
 
     async def close(self) -> None:
         """End what works beside the requests."""
         self._background.cancel()
         await asyncio.gather(self._background, return_exceptions=True)
+        await self._served.follower.close()
         self._metrics.close()
 
     async def __del__(self) -> None:
         await self.close()
 
 
-def _quality(arguments: Arguments, metrics: Metrics) -> tuple[QualityStage, LiveModel]:
-    """The quality jobs of this home folder, what works on them here, and what keeps its bitstream model current."""
+def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator]) -> QualityStage:
+    """The quality jobs of this home folder, what works on them here, and what estimates."""
     settings, limits = arguments.settings(), arguments.quality
     store = JobStore(settings.home / "quality", limits)
     given = IntakeSettings(media=settings.media, models=settings.models, device=arguments.device, limits=limits)
-    estimator = BitstreamEstimator(arguments.device)
-    stage = QualityStage(
+    return QualityStage(
         store=store,
         intake=Intake(given, store),
         runner=QualityRunner(store, limits.running),
-        estimator=estimator,
+        estimator=lambda: estimators.lineup.champion,
         limits=limits,
     )
-    return stage, LiveModel(estimator, settings.models, MODEL, arguments.champion_poll_s, metrics)
-
-
-def _live_planner(arguments: Arguments, metrics: Metrics) -> tuple[BitratePlanner, LiveModel]:
-    """A planner, and what keeps its policy current."""
-    planner = BitratePlanner(
-        device=arguments.device, threads=arguments.threads, timed=lambda seconds: metrics.observe("planner", seconds)
-    )
-    models = arguments.settings().models
-    return planner, LiveModel(planner, models, arguments.bitrate_model, arguments.champion_poll_s, metrics)
 
 
 def _fresh_within_s(arguments: Arguments) -> dict[str, float]:
@@ -309,15 +313,12 @@ def _fresh_within_s(arguments: Arguments) -> dict[str, float]:
     }
 
 
-def _live_ranker(arguments: Arguments, metrics: Metrics, *, with_model: bool) -> LiveRanker:
+def _live_ranker(arguments: Arguments, metrics: Metrics) -> LiveRanker:
     settings = arguments.settings()
     sources = Sources(
         titles=settings.datasets / arguments.dataset / "titles.parquet",
         catalogue_poll_s=arguments.catalogue_poll_s,
         title_stats_poll_s=arguments.title_stats_poll_s,
     )
-    ranker = Ranker(RankerSettings(device=arguments.device, threads=arguments.threads))
-    model = (
-        LiveModel(ranker, settings.models, arguments.model, arguments.champion_poll_s, metrics) if with_model else None
-    )
-    return LiveRanker(ranker, sources, TitleStatistics(settings), metrics, model)
+    ranking = RankerSettings(device=arguments.device, threads=arguments.threads)
+    return LiveRanker(ranking, sources, TitleStatistics(settings), metrics)

@@ -116,6 +116,18 @@ class Metrics:
             "refused": Counter(
                 "playhead_model_refused", "Model versions that were not taken live.", ["model"], registry=self.registry
             ),
+            "shadow_pages": Counter(
+                "playhead_shadow_pages",
+                "Pages that a shadow made beside the answer.",
+                ["version"],
+                registry=self.registry,
+            ),
+            "shadow_overlap": Counter(
+                "playhead_shadow_overlap",
+                "Sum over those pages of the share of first titles that the shown page had, too.",
+                ["version"],
+                registry=self.registry,
+            ),
             "stage_failures": Counter(
                 "playhead_stage_failures", "Calls of a stage that failed.", ["stage", "kind"], registry=self.registry
             ),
@@ -218,6 +230,11 @@ class Metrics:
     def stage_failure(self, stage: str, kind: str) -> None:
         """Count a stage's failure, by the kind of error."""
         self._pending["stage_failures", stage, kind] += 1
+
+    def shadowed(self, version: str, overlap: float) -> None:
+        """Count a page of a shadow, and the share of its first titles that the shown page had, too."""
+        self._pending["shadow_pages", version] += 1
+        self._counters["shadow_overlap"].labels(version).inc(overlap)
 
     def model_refused(self, model: str) -> None:
         """Count a version that could not be loaded."""

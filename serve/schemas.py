@@ -238,6 +238,8 @@ class Answer:
         generated_ts: when it was made.
         n_items: titles on it.
         timings_ms: wall time of each stage that made it, by stage name.
+        propensity: probability of the version that made it, over profiles, in a rollout; 1 where none goes on.
+        missing: the version that should have made it, and could not be loaded.
     """
 
     members: bytes
@@ -246,6 +248,8 @@ class Answer:
     generated_ts: int
     n_items: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
+    propensity: float = 1.0
+    missing: str | None = None
 
     @classmethod
     def empty_home(cls, profile_id: str, degraded: tuple[str, ...], generated_ts: int) -> Self:

@@ -20,6 +20,7 @@ from serve.clock import now_ms
 from serve.histograms import Histogram, add, dump, load, merge
 from serve.logs import RequestLogSettings, get
 from serve.metrics import Metrics
+from serve.schemas import MODEL_FAILED, Answer
 
 WINDOW_MS: Final = 10_000
 WINDOW_TTL_S: Final = 3600
@@ -27,6 +28,9 @@ LOOK_S: Final = 0.5
 """Seconds between looks at the clock: a window is written so long after its end at most, and then takes _DEADLINE_S."""
 SAMPLE_EVERY: Final = 8
 """One in so many decisions is looked at for what was chosen."""
+
+_SCORES: Final = 5
+"""First titles of a page whose scores are looked at, of a sample."""
 
 _DEADLINE_S: Final = 2.0
 _LAYOUT: Final = 1
@@ -213,6 +217,22 @@ class ModelVitals:
         add(known.seconds, seconds)
         self._turn += 1
         return not self._turn % SAMPLE_EVERY
+
+    def answered(self, answer: Answer) -> None:
+        """Count a page whose version is known: whether its model decided, and what it took and chose."""
+        if answer.missing is not None:
+            self.decided(answer.missing, failed=1)
+        version = answer.versions.get("model")
+        if version is None:
+            return
+        if answer.degraded and MODEL_FAILED in answer.degraded:
+            self.decided(version, failed=1)
+            return
+        milliseconds = answer.timings_ms.get("ranker")
+        if milliseconds is None:
+            self.decided(version)
+        elif self.decided(version, seconds=milliseconds / 1000) and (scores := answer.scores(_SCORES)):
+            self.scored(version, sum(scores) / len(scores))
 
     def failed(self, total: int = 1) -> None:
         """Count decisions that had to be made without an answer, against the version that should have answered.

@@ -37,7 +37,7 @@ class Decision:
         safe_rung: the highest that is safe.
         rebuffer_probability: of `rung`, 0 to 1.
         throughput_kbps: quantiles .1, .5, .9 of the next download's throughput.
-        planned: whether the planner decided, and not the simple rule.
+        version: of the policy that decided; None: the simple rule did.
     """
 
     session: Session
@@ -45,7 +45,7 @@ class Decision:
     safe_rung: int
     rebuffer_probability: float
     throughput_kbps: Sequence[float]
-    planned: bool
+    version: str | None
 
     @property
     def bitrate_kbps(self) -> float | None:
@@ -65,6 +65,7 @@ class Decision:
                 quality = session.vmaf[0][rung] if session.vmaf else float(expected_vmaf(rungs)[rung])
         return {
             "session_id": session.session_id,
+            "version": self.version,
             "rung": session.place(rung),
             "bitrate_kbps": kbps,
             "max_safe_kbps": safe_kbps,
@@ -95,14 +96,14 @@ def decisions_of(sessions: Sequence[Session], plan: Plan | str | None) -> list[D
             rung = plan.rungs[line]
             if rung >= 0:
                 found = plan.safe_rungs[line], plan.rebuffer_probability[line], plan.throughput_kbps[line]
-                decisions.append(Decision(session, rung, *found, planned=True))
+                decisions.append(Decision(session, rung, *found, version=plan.version_of(line)))
                 continue
             session.note(PLANNER_FAILED)
         elif not session.simple and isinstance(plan, str):
             session.note(plan)
         choice = choose(session)
         ruled = choice.safe_rung, choice.rebuffer_probability, choice.throughput_kbps
-        decisions.append(Decision(session, choice.rung, *ruled, planned=False))
+        decisions.append(Decision(session, choice.rung, *ruled, version=None))
     return decisions
 
 
@@ -133,7 +134,7 @@ class Decider:
             within_s: longest wait, seconds.
 
         Returns:
-            The decisions in order; the version of the policy, None where it decided nothing.
+            The decisions in order; the version of the policy that decided most, None where none did.
         """
         started_s = time.perf_counter()
         await self._lookups.fill(sessions, within_s / 3)
@@ -148,10 +149,13 @@ class Decider:
             decisions = await asyncio.to_thread(decisions_of, sessions, plan)
         else:
             decisions = decisions_of(sessions, plan)
-        planned = sum(decision.planned for decision in decisions)
+        planned = sum(decision.version is not None for decision in decisions)
         self._metrics.decisions(model=planned, rule=len(decisions) - planned)
         self._metrics.observe("bitrate", time.perf_counter() - started_s)
-        return decisions, plan.version if isinstance(plan, Plan) and planned else None
+        if not isinstance(plan, Plan) or not planned:
+            return decisions, None
+        by_version = plan.by_version()
+        return decisions, max(by_version, key=lambda version: len(by_version[version]))
 
     async def _plan(self, sessions: Sequence[Session], within_s: float) -> Plan | str:
         """The plan, or the reason why there is none."""
@@ -174,12 +178,15 @@ class Decider:
 
     def _count(self, sessions: Sequence[Session], plan: Plan, seconds: float) -> None:
         """Tell of a plan: its decisions, what it took by the measure of a small one, and how high it chose."""
-        count, rung = len(sessions), plan.rungs[0]
-        seconds *= INLINE / max(count, INLINE)
-        sampled = self._vitals.decided(plan.version, count, plan.rungs.count(-1), seconds)
-        highest = len(sessions[0].rungs_kbps) - 1
-        if sampled and rung >= 0 and highest > 0:
-            self._vitals.scored(plan.version, rung / highest)
+        seconds *= INLINE / max(len(sessions), INLINE)
+        for version, count in plan.missing.items():
+            self._vitals.decided(version, count, count)
+        for version, places in plan.by_version().items():
+            failed = sum(plan.rungs[place] == -1 for place in places)
+            sampled = self._vitals.decided(version, len(places), failed, seconds)
+            rung, highest = plan.rungs[places[0]], len(sessions[places[0]].rungs_kbps) - 1
+            if sampled and rung >= 0 and highest > 0:
+                self._vitals.scored(version, rung / highest)
 
     def _report(self, error: Exception) -> None:
         now_s = time.monotonic()

@@ -7,7 +7,7 @@ that would hold the loop up runs in a thread.
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -65,6 +65,8 @@ class Plan:
         safe_rungs: the highest rung up to which each is safe by SAFE_REBUFFER; at least 0.
         rebuffer_probability: of the chosen rung.
         throughput_kbps: quantiles .1, .5 and .9 of the next download's throughput, by session.
+        others: place of a session -> version of the policy that planned for it, where that is another.
+        missing: version -> sessions that it should have planned for and did not; the plan is another version's.
     """
 
     version: str
@@ -72,6 +74,21 @@ class Plan:
     safe_rungs: Sequence[int]
     rebuffer_probability: Sequence[float]
     throughput_kbps: Sequence[Sequence[float]]
+    others: Mapping[int, str] = field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
+
+    def version_of(self, place: int) -> str:
+        """The version that planned for a session."""
+        return self.others.get(place, self.version)
+
+    def by_version(self) -> dict[str, Sequence[int]]:
+        """Version -> places of the sessions that it planned for; at least one each."""
+        if not self.others:
+            return {self.version: range(len(self.rungs))}
+        places: dict[str, list[int]] = {}
+        for place in range(len(self.rungs)):
+            places.setdefault(self.version_of(place), []).append(place)
+        return {**places}
 
     def part(self, start: int, end: int) -> "Plan":
         """The plan of some of the sessions."""

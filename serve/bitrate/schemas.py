@@ -137,6 +137,7 @@ class Decision(BaseModel):
 
     Attributes:
         session_id: as it came; null where none did.
+        version: of the policy that decided; null where the simple rule did.
         rung: index into the request's rungs_kbps.
         bitrate_kbps: its bitrate; null where the request has no usable rung.
         max_safe_kbps: the highest rung whose fetching empties the buffer with a probability below 0.05, or the lowest.
@@ -150,6 +151,7 @@ class Decision(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_DECISION_EXAMPLE]})
 
     session_id: str | None
+    version: str | None
     rung: int = Field(ge=0)
     bitrate_kbps: float | None
     max_safe_kbps: float | None
@@ -164,7 +166,7 @@ class BitrateVersions(BaseModel):
     """Which versions made an answer.
 
     Attributes:
-        bitrate: version of the policy; absent where the simple rule answered.
+        bitrate: version of the policy, of several the one that decided most; absent where the simple rule answered.
     """
 
     bitrate: str | None = None

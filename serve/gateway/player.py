@@ -24,7 +24,6 @@ from serve.metrics import Metrics
 from serve.schemas import (
     MAX_ITEMS,
     MAX_ROWS,
-    MODEL_FAILED,
     Answer,
     EventBatch,
     EventReceipt,
@@ -42,9 +41,6 @@ _LAST_RESORT_S: Final = 0.05
 
 _MAX_AHEAD: Final = 8
 """Most profiles of one request that the ranker is readied for, and most requests that are worked on."""
-
-_SCORES: Final = 5
-"""First titles of a page whose scores are looked at, of a sample."""
 
 _TIMEOUT_HEADER: Final = {
     "name": "x-request-timeout-seconds",
@@ -228,7 +224,7 @@ class PlayerRoutes:
         left_s = context.left_ms() / 1000
         reason = await self._asked(context, self._stages.ranker, ask, max(left_s - _LAST_RESORT_S, left_s / 2))
         if isinstance(reason, Answer):
-            self._count(reason)
+            self._vitals.answered(reason)
             return reason
         self._vitals.failed()
         if self._stages.stand_in is None:
@@ -237,20 +233,6 @@ class PlayerRoutes:
         if isinstance(answer, Answer):
             return replace(answer, degraded=tuple(dict.fromkeys((reason, *answer.degraded))))
         return reason
-
-    def _count(self, answer: Answer) -> None:
-        """Tell of an answer whose version is known: whether its model decided, and what it took and chose."""
-        version = answer.versions.get("model")
-        if version is None:
-            return
-        if answer.degraded and MODEL_FAILED in answer.degraded:
-            self._vitals.decided(version, failed=1)
-            return
-        milliseconds = answer.timings_ms.get("ranker")
-        if milliseconds is None:
-            self._vitals.decided(version)
-        elif self._vitals.decided(version, seconds=milliseconds / 1000) and (scores := answer.scores(_SCORES)):
-            self._vitals.scored(version, sum(scores) / len(scores))
 
     async def _asked(
         self,

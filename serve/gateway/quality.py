@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, BinaryIO, Final
@@ -62,14 +63,14 @@ class QualityStage:
         store: the jobs of all replicas.
         intake: makes jobs.
         runner: works on them.
-        estimator: answers for facts of bitstreams.
+        estimator: what answers for facts of bitstreams now.
         limits: bounds of the jobs.
     """
 
     store: JobStore
     intake: Intake
     runner: QualityRunner
-    estimator: BitstreamEstimator
+    estimator: Callable[[], BitstreamEstimator]
     limits: QualityLimits
 
 
@@ -168,7 +169,7 @@ class QualityRoutes:
         return _answer(context.request_id, job, HTTPStatus.OK if job.ended else HTTPStatus.ACCEPTED, location)
 
     async def _estimate(self, context: Context, segments: tuple[SegmentFacts, ...]) -> Response:
-        model = self._stage.estimator.model
+        model = self._stage.estimator().model
         started_s = time.perf_counter()
         try:
             if len(segments) <= INLINE:

@@ -202,7 +202,8 @@ class RemotePlanner(RemoteModel):
             NoPlan: the deployment has no policy, or does not answer.
         """
         try:
-            plan: Plan | str = await self._stage.call("plan", observe(sessions), deadline_ms=within_s * 1000)
+            units = [session.session_id for session in sessions]
+            plan: Plan | str = await self._stage.call("plan", observe(sessions), units, deadline_ms=within_s * 1000)
         except StageUnreachable as error:
             raise NoPlan(error.reason) from error
         if isinstance(plan, str):

@@ -98,6 +98,8 @@ class ModelState:
             version was published that cannot be loaded; an older one or what stands in answers); `unreachable` (its
             stage does not answer).
         detail: what is wrong, for operators; empty when nothing is.
+        role: `champion`, `challenger` or `shadow`: see serve.rollout.plans.
+        share: of the units that it answers, 0 to 1.
     """
 
     name: str
@@ -105,6 +107,8 @@ class ModelState:
     loaded_ts: int | None
     state: str
     detail: str = ""
+    role: str = "champion"
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,7 +111,7 @@ class BitstreamModel:
 
 
 class BitstreamEstimator:
-    """The live bitstream model, as serve.live.LiveModel keeps it.
+    """A version of the bitstream model, or none; see serve.rollout.fleet.HasModel.
 
     Args:
         device: where its graph runs.

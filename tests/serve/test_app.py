@@ -115,7 +115,7 @@ async def test_a_planner_that_does_not_answer_costs_the_plan(split: tuple[Argume
 
 
 class SlowPlanner:
-    async def plan(self, observations: Observations) -> None:
+    async def plan(self, observations: Observations, units: list[str | None]) -> None:
         await asyncio.sleep(30)
 
     async def model_states(self) -> tuple[()]:

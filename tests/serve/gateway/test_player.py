@@ -217,7 +217,7 @@ async def test_a_refused_champion_that_is_repaired_in_place_goes_live(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert arguments.home is not None
-    monkeypatch.setattr("serve.live._RETRY_S", 0.3)
+    monkeypatch.setattr("serve.rollout.fleet._RETRY_S", 0.3)
     graph = arguments.home / "models" / "recommend" / small_artifacts[0].name / "ranker.pt2"
     whole = graph.read_bytes()
     graph.write_bytes(whole[:-1])

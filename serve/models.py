@@ -1,0 +1,82 @@
+"""The models as they are served: the versions of each that are loaded here, and what keeps them by their plan."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from serve.arguments import Arguments
+from serve.bitrate.planner import BitratePlanner
+from serve.live import LiveRanker
+from serve.metrics import Metrics
+from serve.quality.estimates import MODEL, BitstreamEstimator
+from serve.rollout.fleet import Fleet, HasModel
+from serve.rollout.follower import Follower
+from serve.rollout.planner import FleetPlanner
+from serve.rollout.recommender import FleetRanker
+from serve.schemas import Answer
+from serve.vitals import Vitals
+
+S = TypeVar("S", bound=HasModel)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Served(Generic[T]):
+    """A model as it is served.
+
+    Attributes:
+        stage: answers.
+        follower: keeps its versions by the plan.
+    """
+
+    stage: T
+    follower: Follower
+
+
+def serve_recommend(
+    arguments: Arguments, live: LiveRanker, metrics: Metrics, vitals: Vitals | None
+) -> Served[FleetRanker]:
+    """The ranker's model.
+
+    Args:
+        arguments: how the application runs.
+        live: makes rankers of the catalogue, and keeps them current.
+        metrics: where versions, and what a shadow makes, are shown.
+        vitals: told of a shadow's pages; None: they are counted elsewhere, or not at all.
+    """
+    settings = arguments.settings()
+
+    def compared(version: str, answer: Answer, overlap: float) -> None:
+        metrics.shadowed(version, overlap)
+        if vitals is not None:
+            vitals.model(arguments.model, lambda: None).answered(answer)
+
+    fleet = Fleet(arguments.model, settings.models, live.ranker, live.another, metrics)
+    return Served(FleetRanker(fleet, compared), _follower(fleet, arguments, arguments.model, metrics))
+
+
+def serve_bitrate(arguments: Arguments, metrics: Metrics) -> Served[FleetPlanner]:
+    """The bitrate policy."""
+
+    def planner() -> BitratePlanner:
+        return BitratePlanner(arguments.device, arguments.threads, lambda seconds: metrics.observe("planner", seconds))
+
+    async def another() -> BitratePlanner:
+        return planner()
+
+    fleet = Fleet(arguments.bitrate_model, arguments.settings().models, planner(), another, metrics)
+    return Served(FleetPlanner(fleet), _follower(fleet, arguments, arguments.bitrate_model, metrics))
+
+
+def serve_quality(arguments: Arguments, metrics: Metrics) -> Served[Fleet[BitstreamEstimator]]:
+    """The no-reference model; its champion estimates."""
+
+    async def another() -> BitstreamEstimator:
+        return BitstreamEstimator(arguments.device)
+
+    fleet = Fleet(MODEL, arguments.settings().models, BitstreamEstimator(arguments.device), another, metrics)
+    return Served(fleet, _follower(fleet, arguments, MODEL, metrics))
+
+
+def _follower(fleet: Fleet[S], arguments: Arguments, model: str, metrics: Metrics) -> Follower:
+    settings = arguments.settings()
+    return Follower(fleet, model, settings.models, settings.redis_url, arguments.champion_poll_s, metrics)

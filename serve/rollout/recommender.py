@@ -1,0 +1,104 @@
+"""Home pages by the version that a profile is assigned to, and a shadow's beside them."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Final
+
+from features.profiles import ProfileFeatures
+from serve.logs import get
+from serve.ranking import Ranker
+from serve.rollout.assignment import place
+from serve.rollout.fleet import Fleet
+from serve.schemas import MODEL_FAILED, Answer, HomeQuery
+
+SHADOW_SHARE: Final = 0.1
+"""Of the profiles, whose pages a shadow makes as well."""
+
+_MOST_SHADOWED: Final = 2
+"""At a time; a shadow that is slower leaves pages out."""
+
+_COMPARED: Final = 20
+"""First titles of a page that are compared."""
+
+_TITLE: Final = re.compile(rb'"title_id":"((?:[^"\\]|\\.)*)"')
+
+Compared = Callable[[str, Answer, float], None]
+"""Told of a shadow's page: its version, the page, and the share of the first titles that the shown page has, too."""
+
+
+class FleetRanker:
+    """Makes pages by a fleet's lineup. Belongs to one event loop.
+
+    Args:
+        fleet: the versions.
+        compared: told of what a shadow makes.
+    """
+
+    def __init__(self, fleet: Fleet[Ranker], compared: Compared = lambda _version, _answer, _overlap: None) -> None:
+        self._fleet = fleet
+        self._compared = compared
+        self._beside: set[asyncio.Task[None]] = set()
+        self._log = get("rollout")
+
+    async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
+        """A home page by the version that answers this profile; never raises.
+
+        Args:
+            profile: who asks.
+            query: what for.
+        """
+        lineup = self._fleet.lineup
+        ranker, assignment = lineup.of(profile.profile_id)
+        answer = await ranker.home(profile, query)
+        challenger = lineup.plan.challenger if assignment.challenged else None
+        if challenger is not None and ranker is not lineup.champion and MODEL_FAILED in answer.degraded:
+            ranker, answer = lineup.champion, await lineup.champion.home(profile, query)
+        if lineup.shadow is not None and place("shadow", profile.profile_id) < SHADOW_SHARE:
+            self._shadow(lineup.shadow, profile, query, answer)
+        if lineup.plan.challenger is None:
+            return answer
+        missing = challenger if ranker is lineup.champion else None
+        return replace(answer, propensity=assignment.propensity, missing=missing)
+
+    async def similar(self, title_id: str, query: HomeQuery) -> Answer:
+        """Titles like a title, by the champion: nobody is asked for.
+
+        Raises:
+            NotFound: the catalogue does not hold it.
+        """
+        return await self._fleet.lineup.champion.similar(title_id, query)
+
+    def prepare(self, profile: ProfileFeatures) -> None:
+        """Ready the version that answers this profile for its next page."""
+        ranker, _ = self._fleet.lineup.of(profile.profile_id)
+        ranker.prepare(profile)
+
+    def _shadow(self, shadow: Ranker, profile: ProfileFeatures, query: HomeQuery, shown: Answer) -> None:
+        if len(self._beside) >= _MOST_SHADOWED:
+            return
+        task = asyncio.create_task(self._compare(shadow, profile, query, shown))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _compare(self, shadow: Ranker, profile: ProfileFeatures, query: HomeQuery, shown: Answer) -> None:
+        try:
+            made = await shadow.home(profile, query)
+        except Exception:  # noqa: BLE001 - nobody waits for it
+            self._log.exception("shadow failed", extra={"version": shadow.version})
+            return
+        if shadow.version is not None:
+            self._compared(shadow.version, made, overlap(shown, made))
+
+
+def overlap(shown: Answer, made: Answer) -> float:
+    """Share of a page's first titles that another page has among its first, 0 to 1; 1 where both are empty."""
+    one, other = (_first_titles(answer) for answer in (shown, made))
+    return len(one & other) / max(len(one), len(other)) if one or other else 1.0
+
+
+def _first_titles(answer: Answer) -> set[bytes]:
+    found = (match[1] for match in _TITLE.finditer(answer.members))
+    return set(islice(dict.fromkeys(found), _COMPARED))
