@@ -37,6 +37,7 @@ from serve.gateway.health import HealthBoard
 from serve.gateway.outages import POLL_S, STALE_MS, OutageBoard
 from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
+from serve.gateway.rollouts import RolloutRoutes
 from serve.gateway.stages import ModelState, Stages
 from serve.gateway.steering import OutageSource, SteeringStage
 from serve.live import LiveRanker, Sources
@@ -127,15 +128,14 @@ async def open_gateway(
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
     quality = _quality(arguments, estimates.stage)
-    followers = []
     beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
     beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
-    beside.append(lambda: every(LOOK_S, vitals_writer.look))
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
+    beside += [lambda: every(LOOK_S, vitals_writer.look)]
     told: list[Callable[[], Sequence[ModelState]]] = []
-    if ranker is None:
-        followers.append(ranking.follower)
-    else:
+    followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
+    followers.append(estimates.follower)
+    if ranker is not None:
         pages = RemoteRanker(RemoteStage("ranker", ranker, arguments.stage_deadline_ms), arguments.model)
         stages = replace(
             stages,
@@ -146,19 +146,27 @@ async def open_gateway(
         )
         told.append(lambda: pages.states)
         beside.append(lambda: every(_STATES_S, pages.ask_states))
-    if planner is None:
-        followers.append(policies.follower)
-    else:
+    if planner is not None:
         plans = RemotePlanner(RemoteStage("planner", planner, arguments.stage_deadline_ms), arguments.bitrate_model)
         stages = replace(stages, planner=plans)
         told.append(lambda: plans.states)
         beside.append(lambda: every(_STATES_S, plans.ask_states))
-    followers.append(estimates.follower)
     for follower in followers:
         await follower.look()
         told.append(partial(getattr, follower, "states"))
         beside.append(follower.run)
-    closed: list[Closable] = [live, reader, writer, lookups, telemetry, told_outages, told_health, vitals_writer]
+    rollouts = RolloutRoutes(settings, stages)
+    closed: list[Closable] = [
+        live,
+        reader,
+        writer,
+        lookups,
+        telemetry,
+        told_outages,
+        told_health,
+        vitals_writer,
+        rollouts,
+    ]
     closed += [*followers, steered] if steered else followers
 
     @asynccontextmanager
@@ -177,6 +185,7 @@ async def open_gateway(
         outages=told_outages,
         health=told_health,
         vitals=vitals,
+        rollouts=rollouts,
         recommend_model=arguments.model,
         bitrate_model=arguments.bitrate_model,
         steering=steering,

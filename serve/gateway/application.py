@@ -24,6 +24,7 @@ from serve.gateway.outages import OutageBoard, OutageRoutes
 from serve.gateway.player import PlayerRoutes
 from serve.gateway.quality import QualityRoutes, QualityStage
 from serve.gateway.requests import ModelRoute
+from serve.gateway.rollouts import RolloutRoutes
 from serve.gateway.stages import Stages
 from serve.gateway.steering import SteeringRoutes, SteeringStage
 from serve.gateway.telemetry import TelemetryRoutes
@@ -50,6 +51,7 @@ def create(
     vitals: Vitals,
     recommend_model: str,
     bitrate_model: str,
+    rollouts: RolloutRoutes,
     steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
@@ -67,6 +69,7 @@ def create(
         vitals: where answers and decisions are counted for it.
         recommend_model: name of the ranker's model.
         bitrate_model: name of the planner's.
+        rollouts: what changes which versions answer.
         steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
@@ -98,6 +101,7 @@ def create(
     SteeringRoutes(steering).add_to(app)
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics, health).add_to(app)
+    rollouts.add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PlayheadError)

@@ -127,6 +127,20 @@ class Unauthorized(PlayheadError):
     title = "Unauthorized"
 
 
+class Forbidden(PlayheadError):
+    """A request that this service, as it is set up, grants to nobody."""
+
+    status = 403
+    title = "Forbidden"
+
+
+class Conflict(PlayheadError):
+    """A change that others came before."""
+
+    status = 409
+    title = "Conflict"
+
+
 class MethodNotAllowed(PlayheadError):
     """A method that the path does not know."""
 

@@ -23,7 +23,7 @@ class Probe(BaseModel):
 
 
 class Model(BaseModel):
-    """One model as the answering replica sees it.
+    """One version of a model as the answering replica sees it.
 
     Attributes:
         name: the model.
@@ -32,6 +32,8 @@ class Model(BaseModel):
         state: `live`; `missing` (none yet: popular titles, or the simple bitrate rule, answer); `refused` (the newest
             cannot be loaded: the one before answers); `unreachable` (its stage does not answer).
         detail: what is wrong; empty when nothing is.
+        role: `champion`; `challenger`, which answers a share; or `shadow`, which works beside the answers.
+        share: of the profiles or sessions that it answers, 0 to 1.
         health: how the version does on all replicas; null while there is none.
     """
 
@@ -40,6 +42,8 @@ class Model(BaseModel):
     loaded_ts: int | None
     state: Literal["live", "missing", "refused", "unreachable"]
     detail: str
+    role: Literal["champion", "challenger", "shadow"]
+    share: float
     health: ModelHealth | None
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Self
 
+from pydantic import TypeAdapter
+
 from serve.errors import InvalidInput
 
 STAGES: Final = (0.01, 0.1, 0.5)
@@ -150,15 +152,11 @@ class RolloutPlan:
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise ValueError(f"no plan of format {FORMAT}")
         fields = {name: value for name, value in document.items() if name != "format"}
-        try:
-            plan = cls(**fields)
-            sound = isinstance(plan.model, str) and plan.revision >= 0 and 0 <= plan.share <= 1
-            texts = (plan.champion, plan.previous, plan.challenger, plan.shadow)
-            sound = sound and all(text is None or isinstance(text, str) for text in texts)
-        except TypeError as error:
-            raise ValueError(f"no plan: {error}") from error
-        if not sound:
-            raise ValueError("no plan: a field is out of its range")
+        if not fields.keys() <= set(cls.__slots__):
+            raise ValueError(f"no plan: {sorted(fields.keys() - set(cls.__slots__))}")
+        plan = TypeAdapter(cls).validate_python(fields, strict=True)
+        if plan.revision < 0 or not 0 <= plan.share <= 1:
+            raise ValueError("no plan: a number is out of its range")
         return plan
 
     def _decided(self, *, champion: str | None, previous: str | None, now_ms: int) -> Self:

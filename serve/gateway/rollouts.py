@@ -1,0 +1,332 @@
+"""Routes for operators who change which version of a model answers: promote, roll back, pause, shadow; and the record.
+
+A change is made in the store, where every replica reads it within a second or two; nothing here loads a model. It needs
+the operator's token, which is another one than the callers' of the service.
+"""
+
+import hmac
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final
+
+import hiredis
+import orjson
+from fastapi import FastAPI, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from features.errors import StoreUnavailable
+from features.layout import command
+from features.link import StoreLink
+from features.settings import Settings
+from serve.artifacts import MANIFEST, ModelName, Version
+from serve.clock import now_ms
+from serve.errors import InvalidInput, NotFound, Unavailable
+from serve.gateway.entrance import context_of
+from serve.gateway.errors import Conflict, Forbidden, Unauthorized, Words, responses
+from serve.gateway.stages import Stages
+from serve.rollout import board
+from serve.rollout.plans import STAGES, RolloutPlan, next_stage
+
+OPERATOR_VARIABLE: Final = "PLAYHEAD_OPERATOR_TOKEN"
+OPERATOR_HEADER: Final = "Playhead-Operator-Token"
+
+_DEADLINE_S: Final = 2.0
+_TRIES: Final = 3
+_READ: Final = 1_000
+"""Changes that are looked through for one model's."""
+
+_HEADER: Final = {
+    "name": OPERATOR_HEADER, "in": "header", "required": True, "schema": {"type": "string"},
+    "description": f"The operator's token, as the service has it in {OPERATOR_VARIABLE}.",
+}  # fmt: skip
+
+By = Annotated[str, Field(min_length=1, max_length=64, description="Who asks, for the record.")]
+Reason = Annotated[str, Field(max_length=500, description="Why, for the record.")]
+
+
+class Promotion(BaseModel):
+    """Body of POST /v1/models/{name}/promote.
+
+    Attributes:
+        version: whose rollout begins; may be left out while one goes on.
+        share: of profiles or sessions that it answers from now on; 1: all. Left out: the first stage, or the next.
+        by: who asks.
+        reason: why.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Version | None = None
+    share: Annotated[float | None, Field(gt=0, le=1)] = None
+    by: By = "operator"
+    reason: Reason = ""
+
+
+class RollBack(BaseModel):
+    """Body of POST /v1/models/{name}/rollback.
+
+    Attributes:
+        by: who asks.
+        reason: why.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: By = "operator"
+    reason: Reason = ""
+
+
+class Pause(BaseModel):
+    """Body of POST /v1/models/{name}/pause.
+
+    Attributes:
+        paused: whether only people change the share from now on; false lets the rollout go on by itself.
+        by: who asks.
+        reason: why.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    paused: bool = True
+    by: By = "operator"
+    reason: Reason = ""
+
+
+class Shadow(BaseModel):
+    """Body of POST /v1/models/{name}/shadow.
+
+    Attributes:
+        version: which works beside the answers from now on; null: none.
+        by: who asks.
+        reason: why.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Version | None
+    by: By = "operator"
+    reason: Reason = ""
+
+
+class Plan(BaseModel):
+    """Who answers: see serve.rollout.plans.RolloutPlan. Times UTC milliseconds.
+
+    Attributes:
+        request_id: names this answer.
+        model: the model.
+        revision: counts changes.
+        champion: answers, but for the challenger's share; null: there is none yet.
+        previous: the champion before.
+        challenger: version that is tried; null: none is.
+        share: of the challenger, 0 to 1.
+        shadow: version that works beside the answers; null: none does.
+        paused: whether only people change the share.
+        since_ts: when this revision began.
+        started_ts: when the rollout began; 0 where none goes on.
+    """
+
+    request_id: str
+    model: str
+    revision: int
+    champion: str | None
+    previous: str | None
+    challenger: str | None
+    share: float
+    shadow: str | None
+    paused: bool
+    since_ts: int
+    started_ts: int
+
+
+class ChangesQuery(BaseModel):
+    """Query of GET /v1/models/{name}/changes.
+
+    Attributes:
+        limit: the newest so many.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(default=20, ge=1, le=500)
+
+
+class Changes(BaseModel):
+    """Answer of GET /v1/models/{name}/changes.
+
+    Attributes:
+        request_id: names this answer.
+        changes: newest first; each with `action`, `by`, `reason`, `evidence`, `ts` and the `plan` that it made.
+    """
+
+    request_id: str
+    changes: tuple[dict[str, Any], ...]
+
+
+class RolloutRoutes:
+    """The routes.
+
+    Args:
+        settings: where the store and the models are.
+        stages: which models there are.
+        env: where the operator's token is.
+    """
+
+    def __init__(self, settings: Settings, stages: Stages, env: Mapping[str, str] = os.environ) -> None:
+        self._link = StoreLink(settings.redis_url)
+        self._models = settings.models
+        self._stages = stages
+        self._token = (env.get(OPERATOR_VARIABLE) or "").encode()
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to an application whose route class is ModelRoute."""
+        changing: dict[str, tuple[Any, str]] = {
+            "promote": (self.promote, "Begin a version's rollout, give it a larger share, or make it the champion"),
+            "rollback": (self.rollback, "Back to the champion, or to the one before"),
+            "pause": (self.pause, "Let only people change a rollout's share, or let it go on by itself"),
+            "shadow": (self.shadow, "Have a version work beside the answers"),
+        }
+        for name, (endpoint, summary) in changing.items():
+            app.add_api_route(
+                f"/v1/models/{{name}}/{name}", endpoint, methods=["POST"], response_model=Plan, tags=["operations"],
+                summary=summary, responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+                openapi_extra={"parameters": [_HEADER]},
+            )  # fmt: skip
+        app.add_api_route(
+            "/v1/models/{name}/changes", self.changes, response_model=Changes, tags=["operations"],
+            summary="Who changed which version answers, and why", responses=responses(401, 404, 422, 503),
+        )  # fmt: skip
+
+    async def promote(self, request: Request, name: ModelName, body: Promotion) -> Response:
+        """A version's rollout begins at the first stage, or goes on to the next; after the last it is the champion."""
+        version = body.version
+        if version is not None and not (self._models / name / version / MANIFEST).is_file():
+            raise NotFound(
+                field="version", got=version, expected=f"an artifact of the model {name}",
+                next_step="Publish it first; `playhead models` lists those that are here.",
+            )  # fmt: skip
+
+        def promoted(plan: RolloutPlan) -> RolloutPlan:
+            at_ms = now_ms()
+            if plan.challenger is None:
+                if version is None:
+                    raise InvalidInput(
+                        field="version", got=None, expected="the version whose rollout begins: none goes on",
+                        next_step="Name one.",
+                    )  # fmt: skip
+                if body.share == 1 or plan.champion is None:
+                    return plan.crowned(version, at_ms)
+                return plan.begun(version, body.share or STAGES[0], at_ms)
+            if version not in {None, plan.challenger}:
+                return plan.begun(str(version), body.share or STAGES[0], at_ms)  # which is refused
+            share = next_stage(plan.share) if body.share is None else body.share
+            return plan.promoted(at_ms) if share in {None, 1} else plan.shared(float(share or 0), at_ms)
+
+        return await self._change(request, name, promoted, "promote", body.by, body.reason)
+
+    async def rollback(self, request: Request, name: ModelName, body: RollBack) -> Response:
+        """The challenger answers nobody any more; where none does, the champion before is the champion again."""
+        return await self._change(
+            request, name, lambda plan: plan.rolled_back(now_ms()), "rollback", body.by, body.reason
+        )
+
+    async def pause(self, request: Request, name: ModelName, body: Pause) -> Response:
+        """The rollout stays as it is until somebody changes it; what harms is rolled back all the same."""
+        action = "pause" if body.paused else "resume"
+        return await self._change(
+            request, name, lambda plan: plan.held(paused=body.paused, now_ms=now_ms()), action, body.by, body.reason
+        )
+
+    async def shadow(self, request: Request, name: ModelName, body: Shadow) -> Response:
+        """A version makes some of the answers as well, which nobody is shown."""
+        if body.version is not None and not (self._models / name / body.version / MANIFEST).is_file():
+            raise NotFound(
+                field="version", got=body.version, expected=f"an artifact of the model {name}",
+                next_step="Publish it first.",
+            )  # fmt: skip
+        return await self._change(
+            request, name, lambda plan: plan.shadowed(body.version, now_ms()), "shadow", body.by, body.reason
+        )
+
+    async def changes(self, request: Request, name: ModelName, query: Annotated[ChangesQuery, Query()]) -> Response:
+        """The newest changes, those that Playhead made by itself with their evidence."""
+        self._check_known(name)
+        (entries,) = await self._call(command("XREVRANGE", board.LOG, "+", "-", "COUNT", _READ))
+        found = [change for change in board.load_changes(entries) if change.get("model") == name]
+        body = {"request_id": context_of(request).request_id, "changes": found[: query.limit]}
+        return Response(orjson.dumps(body), media_type="application/json")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._link.close()
+
+    async def _change(
+        self,
+        request: Request,
+        name: str,
+        changed: Callable[[RolloutPlan], RolloutPlan],
+        action: str,
+        by: str,
+        reason: str,
+    ) -> Response:
+        """Change a plan as it is in the store now; whoever changes it at the same time comes before or after."""
+        self._check_operator(request)
+        self._check_known(name)
+        request_id = context_of(request).request_id
+        told = {"action": action, "by": by, "reason": reason, "evidence": {}, "request_id": request_id}
+        for _ in range(_TRIES):
+            (dumped,) = await self._call(command("GET", board.plan_key(name)))
+            plan = RolloutPlan(model=name, champion=self._stages.version(name)) if dumped is None else _plan(dumped)
+            after = changed(plan)
+            (made,) = await self._call(board.change_command(after, told))
+            if made == 1:
+                shown = {"request_id": request_id, **after.as_json()}
+                body = {field: shown[field] for field in Plan.model_fields}
+                return Response(orjson.dumps(body), media_type="application/json")
+        raise Conflict(
+            field="plan", got=Words("several changes at once"), expected="one change at a time",
+            next_step="Look at GET /v1/models and try again.",
+        )  # fmt: skip
+
+    def _check_operator(self, request: Request) -> None:
+        if not self._token:
+            raise Forbidden(
+                field=OPERATOR_VARIABLE, got=None, expected="an operator's token in the service's environment",
+                next_step=f"Set {OPERATOR_VARIABLE} and start Playhead again.",
+            )  # fmt: skip
+        given = request.headers.get(OPERATOR_HEADER, "")
+        if not hmac.compare_digest(given.encode(), self._token):
+            raise Unauthorized(
+                field=OPERATOR_HEADER, got=Words("another token" if given else "nothing"),
+                expected="the operator's token",
+                next_step=f"Send the token that the service was started with ({OPERATOR_VARIABLE}).",
+            )  # fmt: skip
+
+    def _check_known(self, name: str) -> None:
+        known = sorted({state.name for state in self._stages.models()})
+        if name not in known:
+            raise NotFound(
+                field="name", got=name, expected=f"one of {', '.join(known)}", next_step="See GET /v1/models."
+            )
+
+    async def _call(self, payload: bytes) -> list[Any]:
+        try:
+            replies = await self._link.call(payload, deadline_s=_DEADLINE_S)
+            for reply in replies:
+                if isinstance(reply, hiredis.ReplyError):
+                    raise reply
+        except (StoreUnavailable, hiredis.ReplyError) as error:
+            raise Unavailable(
+                field="store", got=Words(type(error).__name__), expected="an answer of the store",
+                next_step="Nothing is known to have changed: look at GET /v1/models, and try again.",
+            ) from error  # fmt: skip
+        return replies
+
+
+def _plan(dumped: bytes) -> RolloutPlan:
+    try:
+        return board.load_plan(dumped)
+    except ValueError as error:
+        raise Unavailable(
+            field="plan", got=Words(str(error)[:200]), expected="a plan of this version of Playhead",
+            next_step="Delete the plan's key in the store: the champion stays what each machine's folder says.",
+        ) from error  # fmt: skip

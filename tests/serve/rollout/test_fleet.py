@@ -1,0 +1,131 @@
+"""A fleet: what a plan needs is loaded, what it does not is let go, and what cannot be had costs no answer."""
+
+import asyncio
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from serve.errors import ArtifactError
+from serve.metrics import Metrics
+from serve.rollout.fleet import Fleet
+from serve.rollout.plans import RolloutPlan
+
+A, B, C = "a" * 12, "b" * 12, "c" * 12
+
+
+class Stage:
+    """Loads a folder's name."""
+
+    def __init__(self) -> None:
+        self.version: str | None = None
+        self.gate: asyncio.Event | None = None
+
+    async def load(self, path: Path) -> str:
+        if (path / "damaged").exists():
+            raise ArtifactError(field="files", got="damage", expected="none", next_step="Restore it.")
+        while (path / "slow").exists():  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(0.001)
+        self.version = path.name
+        return path.name
+
+
+async def make() -> Stage:
+    return Stage()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    for version in (A, B, C):
+        (tmp_path / "m" / version).mkdir(parents=True)
+        (tmp_path / "m" / version / "manifest.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def fleet(models: Path) -> Fleet[Stage]:
+    return Fleet("m", models, Stage(), make, Metrics())
+
+
+STEADY = RolloutPlan(model="m", champion=A, revision=1)
+
+
+def answering(fleet: Fleet[Stage]) -> set[str | None]:
+    return {fleet.lineup.of(str(unit))[0].version for unit in range(300)}
+
+
+async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(fleet: Fleet[Stage]) -> None:
+    assert answering(fleet) == {None}
+    await fleet.apply(STEADY)
+    assert answering(fleet) == {A}
+    tried = STEADY.begun(B, 0.5, 1)
+    await fleet.apply(tried)
+    assert answering(fleet) == {A, B}
+    assert [(one.version, one.role, one.share, one.state) for one in fleet.states] == [
+        (A, "champion", 0.5, "live"), (B, "challenger", 0.5, "live"),
+    ]  # fmt: skip
+    await fleet.apply(tried.shared(1.0, 2))
+    assert answering(fleet) == {B}
+    before = fleet.lineup.challenger
+    old = weakref.ref(fleet.lineup.champion)
+    await fleet.apply(tried.promoted(3))
+    assert answering(fleet) == {B}
+    assert fleet.lineup.champion is before, "it is not loaded again"
+    gc.collect()
+    assert old() is None, "its memory is free"
+
+
+async def test_a_roll_back_does_not_wait_for_anything(fleet: Fleet[Stage], models: Path) -> None:
+    await fleet.apply(STEADY.begun(B, 0.5, 1))
+    (models / "m" / C / "slow").touch()
+    back = asyncio.create_task(fleet.apply(STEADY.begun(B, 0.5, 1).rolled_back(2).shadowed(C, 3)))
+    await asyncio.sleep(0.01)
+    assert not back.done(), "the shadow is still being loaded"
+    assert answering(fleet) == {A}
+    (models / "m" / C / "slow").unlink()
+    await back
+    assert fleet.lineup.shadow is not None
+
+
+async def test_a_challenger_that_cannot_be_loaded_leaves_its_share_to_the_champion(
+    fleet: Fleet[Stage], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.rollout.fleet._RETRY_S", 0.05)
+    (models / "m" / B / "damaged").touch()
+    plan = STEADY.begun(B, 0.5, 1)
+    await fleet.apply(plan)
+    assert answering(fleet) == {A}
+    assert [(one.version, one.state) for one in fleet.states] == [(A, "live"), (B, "refused")]
+    assert "damage" in fleet.states[1].detail
+    assert any(fleet.lineup.of(str(unit))[1].challenged for unit in range(100)), "and it is known who was meant"
+    (models / "m" / B / "damaged").unlink()
+    assert fleet.is_whole, "it was refused just now"
+    await asyncio.sleep(0.06)
+    assert not fleet.is_whole
+    await fleet.apply(plan)
+    assert answering(fleet) == {A, B}
+    assert fleet.is_whole
+
+
+async def test_a_champion_that_cannot_be_loaded_leaves_the_one_before(fleet: Fleet[Stage], models: Path) -> None:
+    await fleet.apply(STEADY)
+    (models / "m" / B / "damaged").touch()
+    await fleet.apply(STEADY.crowned(B, 1))
+    assert answering(fleet) == {A}
+    assert [(one.version, one.state) for one in fleet.states] == [(A, "refused")]
+    await fleet.apply(STEADY.crowned("d" * 12, 1))
+    assert answering(fleet) == {A}
+    assert "an artifact in" in fleet.states[0].detail
+    (models / "m" / B / "damaged").unlink()
+    await fleet.apply(STEADY.crowned(B, 2))
+    assert answering(fleet) == {B}
+
+
+async def test_many_changes_at_once_end_at_the_last(fleet: Fleet[Stage]) -> None:
+    plans = [STEADY]
+    for number, version in enumerate([B, C, A, B, C] * 4):
+        plans.append(plans[-1].crowned(version, number))
+    await asyncio.gather(*[fleet.apply(plan) for plan in plans])
+    assert answering(fleet) == {C}
+    assert fleet.lineup.plan is plans[-1]
