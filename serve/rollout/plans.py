@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Self
 
+import orjson
 from pydantic import TypeAdapter
 
 from serve.errors import InvalidInput
@@ -154,7 +155,7 @@ class RolloutPlan:
         fields = {name: value for name, value in document.items() if name != "format"}
         if not fields.keys() <= set(cls.__slots__):
             raise ValueError(f"no plan: {sorted(fields.keys() - set(cls.__slots__))}")
-        plan = TypeAdapter(cls).validate_python(fields, strict=True)
+        plan = TypeAdapter(cls).validate_json(orjson.dumps(fields), strict=True)
         if plan.revision < 0 or not 0 <= plan.share <= 1:
             raise ValueError("no plan: a number is out of its range")
         return plan
