@@ -1,0 +1,247 @@
+"""Operators change which version answers, over HTTP: two versions side by side, and every way back."""
+
+import asyncio
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.arguments import Arguments
+from serve.bitrate.schemas import SESSION_EXAMPLE
+from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+from tests.serve.bitrate.small_policy import small_policy
+from tests.serve.gateway.conftest import OpenClient, install_model
+
+HEADERS = {OPERATOR_HEADER: "secret"}
+NAMES = [f"p{number}" for number in range(60)]
+
+
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OPERATOR_VARIABLE, "secret")
+
+
+@pytest.fixture
+def versions(arguments: Arguments, small_artifacts: tuple[Path, Path]) -> tuple[str, str]:
+    """The champion and another version, both published."""
+    assert arguments.home is not None
+    first, second = small_artifacts
+    shutil.copytree(second, arguments.home / "models" / "recommend" / second.name)
+    return first.name, second.name
+
+
+async def change(client: httpx.AsyncClient, verb: str, model: str = "recommend", **body: Any) -> dict[str, Any]:
+    answer = await client.post(f"/v1/models/{model}/{verb}", json=body, headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def answering(client: httpx.AsyncClient) -> dict[str, str]:
+    """Profile -> version that makes its page."""
+    found = {}
+    for name in NAMES:
+        page = (await client.get("/v1/home", params={"profile_id": name, "rows": 1})).json()
+        found[name] = page["versions"]["model"]
+    return found
+
+
+async def eventually(is_true: Callable[[], Awaitable[bool]], within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not await is_true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+async def roles(client: httpx.AsyncClient) -> list[tuple[str, str, float, str]]:
+    models = (await client.get("/v1/models")).json()["models"]
+    return [(one["version"], one["role"], one["share"], one["state"]) for one in models if one["name"] == "recommend"]
+
+
+async def test_a_version_is_rolled_out_and_back_and_every_replica_follows(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str]
+) -> None:
+    first, second = versions
+    async with open_client(arguments) as client, open_client(arguments) as other:
+        plan = await change(client, "promote", version=second, share=0.5, by="eve", reason="looks good")
+        assert (plan["champion"], plan["challenger"], plan["share"]) == (first, second, 0.5)
+
+        async def both_loaded() -> bool:
+            return all([len(await roles(one)) == 2 for one in (client, other)])
+
+        await eventually(both_loaded)
+        found = await answering(client)
+        assert set(found.values()) == {first, second}
+        assert await answering(other) == found, "whoever answers"
+        assert await answering(client) == found, "again and again"
+        assert (await roles(client))[1] == (second, "challenger", 0.5, "live")
+
+        await change(other, "rollback", by="adam", reason="changed my mind")
+
+        async def back() -> bool:
+            return set((await answering(client)).values()) == {first}
+
+        await eventually(back)
+        changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
+        assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
+            ("rollback", "adam", "changed my mind"), ("promote", "eve", "looks good"),
+        ]  # fmt: skip
+        assert changes[0]["plan"]["challenger"] is None
+
+
+async def test_stages_end_at_the_champion_and_a_restart_goes_on(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str]
+) -> None:
+    first, second = versions
+    async with open_client(arguments) as client:
+        shares = [(await change(client, "promote", version=second))["share"]]
+        for _ in range(2):
+            shares.append((await change(client, "promote"))["share"])
+        assert shares == [0.01, 0.1, 0.5]
+    async with open_client(arguments) as client:  # restarted in the middle
+        assert set((await answering(client)).values()) == {first, second}
+        done = await change(client, "promote")
+        assert (done["champion"], done["previous"], done["challenger"]) == (second, first, None)
+
+        async def promoted() -> bool:
+            return set((await answering(client)).values()) == {second}
+
+        await eventually(promoted)
+        await change(client, "rollback")
+
+        async def back() -> bool:
+            return set((await answering(client)).values()) == {first}
+
+        await eventually(back)
+
+
+async def test_a_damaged_challenger_costs_no_page(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str]
+) -> None:
+    first, second = versions
+    assert arguments.home is not None
+    (arguments.home / "models" / "recommend" / second / "ranker.pt2").write_bytes(b"rubbish")
+    async with open_client(arguments) as client:
+        await change(client, "promote", version=second, share=1)
+
+        async def refused() -> bool:
+            return "refused" in {state for _, _, _, state in await roles(client)}
+
+        await eventually(refused)
+        assert set((await answering(client)).values()) == {first}
+
+
+async def test_a_shadow_works_beside_the_answers(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str]
+) -> None:
+    first, second = versions
+    async with open_client(arguments) as client:
+        await change(client, "shadow", version=second)
+
+        async def shadows() -> bool:
+            assert set((await answering(client)).values()) == {first}
+            text = (await client.get("/metrics")).text
+            return f'playhead_shadow_pages_total{{version="{second}"}}' in text
+
+        await eventually(shadows)
+        assert (second, "shadow", 0.0, "live") in await roles(client)
+        await change(client, "shadow", version=None)
+
+        async def gone() -> bool:
+            return len(await roles(client)) == 1
+
+        await eventually(gone)
+
+
+async def test_bitrate_sessions_are_assigned_one_by_one(arguments: Arguments, open_client: OpenClient) -> None:
+    assert arguments.home is not None
+    first, second = small_policy(), small_policy(seed=1)
+    install_model(arguments.home, first, "bitrate")
+    shutil.copytree(second, arguments.home / "models" / "bitrate" / second.name)
+    sessions = [SESSION_EXAMPLE | {"session_id": name} for name in NAMES]
+    async with open_client(arguments) as client:
+        await change(client, "promote", "bitrate", version=second.name, share=0.5)
+
+        async def decided() -> dict[str, str]:
+            answer = (await client.post("/v1/bitrate", json=sessions)).json()
+            return {one["session_id"]: one["version"] for one in answer["decisions"]}
+
+        async def mixed() -> bool:
+            return set((await decided()).values()) == {first.name, second.name}
+
+        await eventually(mixed)
+        found = await decided()
+        for name in NAMES[:10]:
+            answer = (await client.post("/v1/bitrate", json=SESSION_EXAMPLE | {"session_id": name})).json()
+            assert answer["versions"]["bitrate"] == answer["version"] == found[name], "alone or in a batch"
+        nameless = (await client.post("/v1/bitrate", json=SESSION_EXAMPLE | {"session_id": None})).json()
+        assert nameless["version"] == first.name
+        models = (await client.get("/v1/models")).json()["models"]
+        assert [one["role"] for one in models if one["name"] == "bitrate"] == ["champion", "challenger"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "headers", "status", "field"),
+    [
+        ("promote", {}, {}, 401, OPERATOR_HEADER),
+        ("promote", {}, {OPERATOR_HEADER: "wrong"}, 401, OPERATOR_HEADER),
+        ("rollback", {}, {"Authorization": "Bearer secret"}, 401, OPERATOR_HEADER),
+        ("promote", {}, HEADERS, 422, "version"),
+        ("promote", {"version": "0" * 12}, HEADERS, 404, "version"),
+        ("promote", {"version": "../x"}, HEADERS, 422, "version"),
+        ("promote", {"share": 0}, HEADERS, 422, "share"),
+        ("promote", {"share": 1.5}, HEADERS, 422, "share"),
+        ("pause", {}, HEADERS, 422, "model"),
+        ("rollback", {}, HEADERS, 422, "model"),
+        ("rollback", {"reason": "x" * 501}, HEADERS, 422, "reason"),
+        ("shadow", {"version": "0" * 12}, HEADERS, 404, "version"),
+        ("shadow", {}, HEADERS, 422, "version"),
+    ],
+)
+async def test_what_cannot_be_is_refused(
+    client: httpx.AsyncClient, verb: str, body: dict[str, Any], headers: dict[str, str], status: int, field: str
+) -> None:
+    answer = await client.post(f"/v1/models/recommend/{verb}", json=body, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert field in answer.json()["errors"][0]["field"]
+    assert (await client.get("/v1/models/recommend/changes")).json()["changes"] == []
+
+
+async def test_models_that_are_not_there_are_named(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/v1/models/nothing/rollback", json={}, headers=HEADERS)
+    assert (answer.status_code, "recommend" in answer.text) == (404, True)
+    assert (await client.get("/v1/models/nothing/changes")).status_code == 404
+
+
+async def test_without_a_token_in_the_environment_nobody_may(
+    arguments: Arguments, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(OPERATOR_VARIABLE)
+    async with open_client(arguments) as client:
+        answer = await client.post("/v1/models/recommend/rollback", json={}, headers={OPERATOR_HEADER: ""})
+        assert answer.status_code == 403
+        assert OPERATOR_VARIABLE in answer.text
+
+
+async def test_a_store_that_is_down_is_said(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str], valkey_process: Any
+) -> None:
+    async with open_client(arguments.model_copy(update={"redis_url": valkey_process.url})) as client:
+        valkey_process.kill()
+        answer = await client.post("/v1/models/recommend/promote", json={"version": versions[1]}, headers=HEADERS)
+        assert answer.status_code == 503
+        assert set((await answering(client)).values()) == {versions[0]}
+
+
+async def test_of_two_changes_at_once_each_is_made_on_the_others(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str]
+) -> None:
+    async with open_client(arguments) as client:
+        await change(client, "promote", version=versions[1], share=0.2)
+        await asyncio.gather(*[change(client, "promote", share=share) for share in (0.3, 0.4)])
+        changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
+        assert [one["plan"]["revision"] for one in changes] == [3, 2, 1]
