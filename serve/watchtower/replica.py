@@ -50,7 +50,7 @@ IDLE_GRACE_MS: Final = 500
 VITALS_LATE_MS: Final = 12_000
 """Gateways' counts of a window are judged so long after its end; what comes later is not counted."""
 
-SESSIONS_FORMAT: Final = 1
+SESSIONS_FORMAT: Final = 2
 """Of the checkpoints of sessions; another one begins anew."""
 
 _ENTRIES: Final = 200

@@ -147,6 +147,10 @@ async def test_a_log_that_nobody_reads_refuses_more_and_drops_nothing(
         taken = [(await client.post("/v1/telemetry", content=one, headers=CMCD)).status_code for _ in range(5)]
         assert taken == [200, 200, 200, 503, 503]
         assert len(logged(arguments)) == 3
+        await asyncio.sleep(1.2)
+        text = (await client.get("/metrics")).text
+        assert 'playhead_telemetry_reports_total{outcome="accepted"} 3.0' in text
+        assert 'playhead_telemetry_reports_total{outcome="refused"} 2.0' in text
         with redis.Redis.from_url(arguments.settings().redis_url) as store:
             store.xtrim(stream_key(log.partition_of("one")), maxlen=0, approximate=False)
         assert (await client.post("/v1/telemetry", content=one, headers=CMCD)).status_code == 200
