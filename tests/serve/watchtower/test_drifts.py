@@ -11,7 +11,8 @@ import pytest
 from serve.telemetry.windows import METRICS, WIDTH, WINDOW_MS, Window
 from serve.watchtower.alarms import Alarm
 from serve.watchtower.drifts import DRIFTING, LONGEST, STEP, DriftWatch
-from serve.watchtower.tracker import CLOSED_AFTER, FINE, OutageTracker
+from serve.watchtower.history import FINE
+from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker
 
 T0 = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 ROWS = np.arange(20)
