@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from serve.watchtower.alarms import Slice, slice_of
+from serve.watchtower.alarms import MISSING, Slice, slice_of
 from serve.watchtower.outages import Outage, as_json, from_json
+from serve.watchtower.starts import UsualStarts
 
 _ALARMED: Final = 6
 """Windows with an alarm that are remembered."""
@@ -18,7 +19,8 @@ class Case:
     Attributes:
         outage: as it is told.
         votes: slice -> evidence that has spoken for it, in nats; older evidence counts less.
-        usual: metric -> share of bad ones that was usual before it began.
+        usual: metric -> share of bad ones that was usual before it began; MISSING has no share.
+        starts: what was usual before starts went missing; None: none have.
         alarmed: windows with an alarm, latest last.
         calm: windows as usual in a row.
         hurt: sessions with something bad beyond the usual.
@@ -29,6 +31,7 @@ class Case:
     outage: Outage
     votes: dict[Slice, float] = field(default_factory=dict)
     usual: dict[str, float] = field(default_factory=dict)
+    starts: UsualStarts | None = None
     alarmed: list[int] = field(default_factory=list)
     calm: int = 0
     hurt: float = 0.0
@@ -43,7 +46,7 @@ class Case:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Those that it shows in."""
-        return tuple(self.usual)
+        return tuple(self.usual) if self.starts is None else (*self.usual, MISSING)
 
     @property
     def best(self) -> Slice:
@@ -66,16 +69,18 @@ class Case:
 
     def state(self) -> dict[str, Any]:
         """A checkpoint: JSON-able."""
+        starts = None if self.starts is None else self.starts.state()
         return {
-            "outage": as_json(self.outage), "votes": list(self.votes.items()), "usual": self.usual,
+            "outage": as_json(self.outage), "votes": list(self.votes.items()), "usual": self.usual, "starts": starts,
             "alarmed": self.alarmed, "calm": self.calm, "hurt": self.hurt, "pace": self.pace, "slow": self.slow,
         }  # fmt: skip
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The case that wrote this checkpoint."""
+        starts = None if state["starts"] is None else UsualStarts.from_state(state["starts"])
         return cls(
             outage=from_json(state["outage"]), votes={slice_of(pairs): vote for pairs, vote in state["votes"]},
-            usual=dict(state["usual"]), alarmed=list(state["alarmed"]), calm=state["calm"], hurt=state["hurt"],
-            pace=state["pace"], slow=state["slow"],
+            usual=dict(state["usual"]), starts=starts, alarmed=list(state["alarmed"]), calm=state["calm"],
+            hurt=state["hurt"], pace=state["pace"], slow=state["slow"],
         )  # fmt: skip

@@ -17,13 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from serve.telemetry.windows import ATTEMPTS, METRICS, WINDOW_MS, Window
+from serve.telemetry.windows import METRICS, WINDOW_MS, Window
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
 from serve.watchtower.cases import Case
 from serve.watchtower.drifts import LONGEST, STEP
 from serve.watchtower.history import FINE, Excerpt, History
 from serve.watchtower.localisation import Cause, evidence_of, localise
 from serve.watchtower.outages import Effect, Outage, State
+from serve.watchtower.starts import StartWatch
 from serve.watchtower.state import checked, stamped
 
 SPANS: Final = (2, 6, 18, 36)
@@ -74,6 +75,7 @@ class OutageTracker:
 
     def __init__(self) -> None:
         self._history = History()
+        self._starts = StartWatch(self._history)
         self._cases: list[Case] = []
         self._gaps: dict[Slice, int] = {}
         self._over: list[tuple[Slice, tuple[str, ...], int]] = []  # slice, metrics and end of what has closed lately
@@ -93,8 +95,14 @@ class OutageTracker:
         now = window.start_ms + WINDOW_MS
         self._history.keep(window)
         self._hear_gaps(window.start_ms, alarms)
+        if () not in self._gaps:
+            self._starts.learn()
         before = {case.outage.outage_id: case.outage for case in self._cases}
-        usable = [alarm for alarm in alarms if alarm.metric != GAP and not self._is_unsure(alarm)]
+        usable = [
+            alarm
+            for alarm in alarms
+            if alarm.metric != GAP and not self._is_unsure(alarm) and not self._is_shift(alarm, now)
+        ]
         slow = [alarm for alarm in usable if alarm.windows > 1]
         for metric, of_metric in _by_metric(alarm for alarm in usable if alarm.windows == 1)[:_MOST_LOCALISED]:
             if not self._is_explained(metric, of_metric, window.start_ms):
@@ -134,6 +142,12 @@ class OutageTracker:
             return True
         return alarm.metric in _UNSURE_IN_GAPS and any(_may_meet(alarm.slice, gap) for gap in self._gaps)
 
+    def _is_shift(self, alarm: Alarm, now: int) -> bool:
+        """Whether starts that an alarm lacks began elsewhere, over any span."""
+        if alarm.metric != MISSING:
+            return False
+        return not any(self._starts.is_absence(alarm.slice, now - span * WINDOW_MS) for span in SPANS)
+
     def _localise(self, metric: str, alarm: Alarm, window_ms: int, now: int) -> None:
         """Find what an alarm's metric comes down to, and lay it to an outage, or make one of it."""
         known = [case for case in self._cases if metric in case.metrics and _may_meet(case.slice, alarm.slice)]
@@ -148,7 +162,12 @@ class OutageTracker:
             if excerpt is None:
                 continue
             found = localise(excerpt.table, metric="missing" if metric == MISSING else "bad", top=4)
-            causes = [cause for cause in found.causes if cause.is_cause and _is_large(cause, metric)]
+            causes = [
+                cause
+                for cause in found.causes
+                if cause.is_cause and _is_large(cause, metric)
+                and (metric != MISSING or self._starts.is_absence(slice_of(cause.slice_.items()), since))
+            ]  # fmt: skip
             if causes:
                 for cause in causes:
                     self._lay(metric, slice_of(cause.slice_.items()), cause, excerpt, since, window_ms, now)
@@ -168,7 +187,10 @@ class OutageTracker:
             self._cases.append(case)
         case.vote(slice_, vote)
         case.note_alarm(window_ms)
-        case.usual.setdefault(metric, self._usual(metric, case.best, since))
+        if metric != MISSING:
+            case.usual.setdefault(metric, self._usual(metric, case.best, since))
+        elif case.starts is None:
+            case.starts = self._starts.before(case.best, since)
         evidence = case.outage.evidence
         if cause is not None:
             told = {"slice": dict(cause.slice_), "metric": metric, "score": cause.score, **evidence_of(cause)}
@@ -250,6 +272,8 @@ class OutageTracker:
     def _live(self, case: Case, window_ms: int, now: int) -> None:
         """Bring an outage's figures and state up to the window."""
         slice_ = case.slice
+        if case.starts is not None and case.starts.slice != slice_:
+            case.starts = self._starts.before(slice_, case.outage.started_ts)
         effects = self._effects(case, slice_, _EFFECT_WINDOWS)
         excess = max((effect.bad - effect.expected * effect.total for effect in effects), default=0.0)
         alarmed = bool(case.alarmed) and case.alarmed[-1] == window_ms
@@ -260,7 +284,6 @@ class OutageTracker:
         beyond = {
             metric: max(0.0, float(latest[column + 1]) - usual * float(latest[column]))
             for metric, usual in case.usual.items()
-            if metric != MISSING
             for column in (2 * METRICS.index(metric),)
         }
         once = sum(beyond.pop(metric, 0.0) for metric in _ONCE)
@@ -281,7 +304,11 @@ class OutageTracker:
         if case.slow and self._history.latest_ms - case.alarmed[-1] < 2 * STEP * WINDOW_MS:
             return False
         windows = FINE if case.slow else _CALM_WINDOWS if case.pace >= _FEW else _CALM_WINDOWS_OF_FEW
-        return all(_is_usual(effect) for effect in self._effects(case, slice_, windows))
+        if case.starts is not None:
+            since = self._latest_of(case, case.starts.telling(windows, FINE))
+            if self._starts.since(case.starts, since).are_missing:
+                return False
+        return all(_is_usual(effect) for effect in self._shares(case, slice_, windows))
 
     def _next_state(self, case: Case, window_ms: int) -> State:
         state = case.outage.state
@@ -296,17 +323,16 @@ class OutageTracker:
 
     def _effects(self, case: Case, slice_: Slice, most: int) -> list[Effect]:
         """An outage's metrics over some of the latest windows, or since it began."""
-        since = max(case.outage.started_ts, self._history.latest_ms - (most - 1) * WINDOW_MS)
-        counts, windows = self._history.since(slice_, since)
+        shares = self._shares(case, slice_, most)
+        if case.starts is None:
+            return shares
+        return [*shares, self._starts.since(case.starts, self._latest_of(case, most)).effect()]
+
+    def _shares(self, case: Case, slice_: Slice, most: int) -> list[Effect]:
+        """Those of its metrics that are shares of bad ones."""
+        counts, _ = self._history.since(slice_, self._latest_of(case, most))
         effects = []
         for metric, usual in case.usual.items():
-            if metric == MISSING:
-                began, wanted = int(counts[ATTEMPTS]), usual * windows
-                short = max(0, round(wanted - began))
-                effects.append(
-                    Effect(metric=metric, expected=0.0, now=short / max(wanted, 1.0), total=round(wanted), bad=short)
-                )
-                continue
             column = 2 * METRICS.index(metric)
             total, bad = int(counts[column]), int(counts[column + 1])
             effects.append(
@@ -314,11 +340,13 @@ class OutageTracker:
             )
         return effects
 
+    def _latest_of(self, case: Case, most: int) -> int:
+        """When some of the latest windows began, or the outage, whichever is later."""
+        return max(case.outage.started_ts, self._history.latest_ms - (most - 1) * WINDOW_MS)
+
     def _usual(self, metric: str, slice_: Slice, since_ms: int) -> float:
-        """Share of bad ones that was usual in a slice before a moment; of MISSING, starts a window."""
-        counts, windows = self._history.before(slice_, since_ms)
-        if metric == MISSING:
-            return float(counts[ATTEMPTS]) / windows
+        """Share of bad ones that was usual in a slice before a moment."""
+        counts, _ = self._history.before(slice_, since_ms)
         everyone, _ = self._history.before((), since_ms)
         column = 2 * METRICS.index(metric)
         whole = (float(everyone[column + 1]) + 0.5) / (float(everyone[column]) + 1.0)
@@ -327,8 +355,8 @@ class OutageTracker:
     def state(self) -> dict[str, Any]:
         """A checkpoint: JSON-able, versioned."""
         return stamped(_KIND, _VERSION, {
-            "history": self._history.state(), "gaps": list(self._gaps.items()), "over": self._over,
-            "cases": [case.state() for case in self._cases],
+            "history": self._history.state(), "season": self._starts.state(),
+            "gaps": list(self._gaps.items()), "over": self._over, "cases": [case.state() for case in self._cases],
         })  # fmt: skip
 
     @classmethod
@@ -341,6 +369,7 @@ class OutageTracker:
         state = checked(state, _KIND, _VERSION)
         tracker = cls()
         tracker._history = History.from_state(state["history"])
+        tracker._starts = StartWatch.from_state(state["season"], tracker._history)
         tracker._gaps = {slice_of(pairs): seen for pairs, seen in state["gaps"]}
         tracker._cases = [Case.from_state(case) for case in state["cases"]]
         tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
