@@ -17,10 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from serve.telemetry.windows import METRICS, WINDOW_MS, Window
-from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
+from serve.telemetry.windows import METRICS, REPORTS, WINDOW_MS, Window
+from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, may_meet, slice_of
 from serve.watchtower.cases import Case
 from serve.watchtower.drifts import LONGEST, STEP
+from serve.watchtower.gaps import Gaps
 from serve.watchtower.history import FINE, Excerpt, History
 from serve.watchtower.localisation import Cause, evidence_of, localise
 from serve.watchtower.outages import Effect, Outage, State
@@ -58,8 +59,6 @@ _SURE_AFTER: Final = 4
 _AGAIN_EVERY: Final = 12
 """An outage of so many windows is searched again only so often."""
 _VOTE_KEEP: Final = 0.9
-_GAP_WINDOWS: Final = 12
-"""After a gap of telemetry, so many windows still hold what it left behind."""
 _UNSURE_IN_GAPS: Final = frozenset({"start_timeouts", "stalls", "low_bitrate", "silence", MISSING})
 """Metrics that missing reports look like."""
 _NEVER_ALONE: Final = frozenset({"silence"})
@@ -77,7 +76,7 @@ class OutageTracker:
         self._history = History()
         self._starts = StartWatch(self._history)
         self._cases: list[Case] = []
-        self._gaps: dict[Slice, int] = {}
+        self._gaps = Gaps()
         self._over: list[tuple[Slice, tuple[str, ...], int]] = []  # slice, metrics and end of what has closed lately
 
     @property
@@ -88,14 +87,15 @@ class OutageTracker:
     @property
     def gaps(self) -> list[Slice]:
         """Slices whose telemetry is incomplete now."""
-        return list(self._gaps)
+        return self._gaps.slices
 
     def see(self, window: Window, alarms: Sequence[Alarm]) -> list[Outage]:
         """Take a window in with its alarms; gives the outages that changed. Windows come in order, each once."""
         now = window.start_ms + WINDOW_MS
         self._history.keep(window)
-        self._hear_gaps(window.start_ms, alarms)
-        if () not in self._gaps:
+        reports = self._history.since((), window.start_ms)[0][REPORTS]
+        self._gaps.see(window.start_ms, int(reports), alarms)
+        if () not in self._gaps.slices:
             self._starts.learn()
         before = {case.outage.outage_id: case.outage for case in self._cases}
         usable = [
@@ -128,19 +128,11 @@ class OutageTracker:
     def _is_told(case: Case, before: Mapping[str, Outage]) -> bool:
         return case.outage.is_open or case.outage.outage_id in before
 
-    def _hear_gaps(self, window_ms: int, alarms: Sequence[Alarm]) -> None:
-        for alarm in alarms:
-            if alarm.metric == GAP:
-                self._gaps[alarm.slice] = window_ms
-        self._gaps = {
-            slice_: seen for slice_, seen in self._gaps.items() if window_ms - seen < _GAP_WINDOWS * WINDOW_MS
-        }
-
     def _is_unsure(self, alarm: Alarm) -> bool:
         """Whether missing reports alone may look like this."""
         if alarm.metric in _NEVER_ALONE:
             return True
-        return alarm.metric in _UNSURE_IN_GAPS and any(_may_meet(alarm.slice, gap) for gap in self._gaps)
+        return alarm.metric in _UNSURE_IN_GAPS and self._gaps.may_hold(alarm.slice)
 
     def _is_shift(self, alarm: Alarm, now: int) -> bool:
         """Whether starts that an alarm lacks began elsewhere, over any span."""
@@ -150,7 +142,7 @@ class OutageTracker:
 
     def _localise(self, metric: str, alarm: Alarm, window_ms: int, now: int) -> None:
         """Find what an alarm's metric comes down to, and lay it to an outage, or make one of it."""
-        known = [case for case in self._cases if metric in case.metrics and _may_meet(case.slice, alarm.slice)]
+        known = [case for case in self._cases if metric in case.metrics and may_meet(case.slice, alarm.slice)]
         if known:
             since = max(min(case.outage.started_ts for case in known), now - FINE * WINDOW_MS)
             spans = [math.ceil((now - since) / WINDOW_MS)]
@@ -209,7 +201,7 @@ class OutageTracker:
         explained = False
         excess, vote = alarm.bad - alarm.expected * alarm.total, alarm.evidence * math.log(10)
         for case in self._cases:
-            if alarm.metric in case.metrics and _may_meet(case.slice, alarm.slice):
+            if alarm.metric in case.metrics and may_meet(case.slice, alarm.slice):
                 explained = True
                 if case.outage.outage_id not in heard and _is_more(case, alarm):
                     heard.add(case.outage.outage_id)
@@ -218,7 +210,7 @@ class OutageTracker:
                     case.outage = replace(case.outage, slice=dict(case.best))
                     case.note_alarm(alarm.window_ms)
         for slice_, metrics, _ in self._over:  # sums over an hour remember an outage that is over
-            explained = explained or (alarm.metric in metrics and _may_meet(slice_, alarm.slice))
+            explained = explained or (alarm.metric in metrics and may_meet(slice_, alarm.slice))
         if explained:
             return
         case = self._open(alarm.slice, alarm.metric, now - alarm.windows * WINDOW_MS, now)
@@ -239,14 +231,14 @@ class OutageTracker:
         """Whether a metric's alarms are what open outages make one expect, so that nothing needs to be searched."""
         for case in self._cases:
             slice_ = case.slice
-            if metric not in case.metrics or not any(_may_meet(slice_, alarm.slice) for alarm in alarms):
+            if metric not in case.metrics or not any(may_meet(slice_, alarm.slice) for alarm in alarms):
                 continue
             case.note_alarm(window_ms)
             age = (window_ms - case.outage.detected_ts) // WINDOW_MS
             if age < _SURE_AFTER or age % _AGAIN_EVERY == 0:
                 return False
         known = [case.slice for case in self._cases if metric in case.metrics]
-        return all(any(_may_meet(slice_, alarm.slice) for slice_ in known) for alarm in alarms)
+        return all(any(may_meet(slice_, alarm.slice) for slice_ in known) for alarm in alarms)
 
     def _related(self, slice_: Slice, excerpt: Excerpt) -> Case | None:
         """The outage that a slice's trouble is part of."""
@@ -356,7 +348,7 @@ class OutageTracker:
         """A checkpoint: JSON-able, versioned."""
         return stamped(_KIND, _VERSION, {
             "history": self._history.state(), "season": self._starts.state(),
-            "gaps": list(self._gaps.items()), "over": self._over, "cases": [case.state() for case in self._cases],
+            "gaps": self._gaps.state(), "over": self._over, "cases": [case.state() for case in self._cases],
         })  # fmt: skip
 
     @classmethod
@@ -370,7 +362,7 @@ class OutageTracker:
         tracker = cls()
         tracker._history = History.from_state(state["history"])
         tracker._starts = StartWatch.from_state(state["season"], tracker._history)
-        tracker._gaps = {slice_of(pairs): seen for pairs, seen in state["gaps"]}
+        tracker._gaps = Gaps.from_state(state["gaps"])
         tracker._cases = [Case.from_state(case) for case in state["cases"]]
         tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
         return tracker
@@ -402,9 +394,3 @@ def _is_usual(effect: Effect) -> bool:
     """Whether a metric is no worse than chance makes of what was usual."""
     wanted = effect.expected * effect.total
     return effect.bad <= 1.2 * wanted + 2.5 * math.sqrt(wanted + 1.0)
-
-
-def _may_meet(one: Slice, other: Slice) -> bool:
-    """Whether a session can be in both."""
-    named = dict(other)
-    return all(named.get(dimension, value) == value for dimension, value in one)
