@@ -83,7 +83,7 @@ def test_a_row_that_is_another_slices_is_learned_anew() -> None:
     alarms = []
     for at, counts in counted(BURNS_AT + 400, burning):
         if (at - T0) // WINDOW_MS == BURNS_AT + 100:
-            watch.forget(BROKEN)
+            watch.forget(np.array([BROKEN]))
         alarms += list(watch.see(at, ROWS, counts, KNOWN))
     assert alarms == []
 
