@@ -1,10 +1,12 @@
 """An open outage beside all that is kept to judge it by."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from serve.watchtower.alarms import MISSING, Slice, slice_of
+from serve.telemetry.windows import WINDOW_MS
+from serve.watchtower.alarms import MISSING, Slice, may_meet, slice_of
+from serve.watchtower.drifts import LONGEST
 from serve.watchtower.outages import Outage, as_json, from_json
 from serve.watchtower.starts import UsualStarts
 
@@ -84,3 +86,34 @@ class Case:
             usual=dict(state["usual"]), starts=starts, alarmed=list(state["alarmed"]), calm=state["calm"],
             hurt=state["hurt"], pace=state["pace"], slow=state["slow"],
         )  # fmt: skip
+
+
+class Past:
+    """Outages that were closed lately: sums over many windows remember them."""
+
+    def __init__(self) -> None:
+        self._over: list[tuple[Slice, tuple[str, ...], int]] = []  # slice, metrics and end
+
+    def add(self, case: Case, now: int) -> None:
+        """Remember one that is over now."""
+        self._over.append((case.slice, case.metrics, now))
+
+    def forget(self, now: int) -> None:
+        """Forget what no sum can hold any more."""
+        self._over = [one for one in self._over if now - one[2] < LONGEST * WINDOW_MS]
+
+    def end(self, metric: str, slice_: Slice) -> int:
+        """When the last of them with a metric that may be in a slice was closed, UTC ms; 0: there was none."""
+        ends = (end for over, metrics, end in self._over if metric in metrics and may_meet(over, slice_))
+        return max(ends, default=0)
+
+    def state(self) -> list[Any]:
+        """As JSON takes it."""
+        return [list(one) for one in self._over]
+
+    @classmethod
+    def from_state(cls, state: Sequence[Any]) -> Self:
+        """The reverse of `state`."""
+        past = cls()
+        past._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state]
+        return past

@@ -19,8 +19,8 @@ from typing import Any, Final, Self
 
 from serve.telemetry.windows import METRICS, REPORTS, WINDOW_MS, Window
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, may_meet, slice_of
-from serve.watchtower.cases import Case
-from serve.watchtower.drifts import LONGEST, STEP
+from serve.watchtower.cases import Case, Past
+from serve.watchtower.drifts import STEP
 from serve.watchtower.gaps import Gaps
 from serve.watchtower.history import FINE, Excerpt, History
 from serve.watchtower.localisation import Cause, evidence_of, localise
@@ -77,7 +77,7 @@ class OutageTracker:
         self._starts = StartWatch(self._history)
         self._cases: list[Case] = []
         self._gaps = Gaps()
-        self._over: list[tuple[Slice, tuple[str, ...], int]] = []  # slice, metrics and end of what has closed lately
+        self._past = Past()
 
     @property
     def outages(self) -> list[Outage]:
@@ -115,12 +115,10 @@ class OutageTracker:
             self._live(case, window.start_ms, now)
             if case.outage != before.get(case.outage.outage_id) and self._is_told(case, before):
                 changed.append(case.outage)
-        self._over += [
-            (case.slice, case.metrics, now)
-            for case in self._cases
-            if not case.outage.is_open and before[case.outage.outage_id].state != "suspected"
-        ]
-        self._over = [one for one in self._over if now - one[2] < LONGEST * WINDOW_MS]
+        for case in self._cases:
+            if not case.outage.is_open and before[case.outage.outage_id].state != "suspected":
+                self._past.add(case, now)
+        self._past.forget(now)
         self._cases = [case for case in self._cases if case.outage.is_open]
         return changed
 
@@ -147,7 +145,7 @@ class OutageTracker:
             since = max(min(case.outage.started_ts for case in known), now - FINE * WINDOW_MS)
             spans = [math.ceil((now - since) / WINDOW_MS)]
         else:
-            spans = list(SPANS)
+            spans = self._spans(metric, alarm.slice, now)
         for span in spans:
             since = now - span * WINDOW_MS
             excerpt = self._history.excerpt(metric, since)
@@ -167,6 +165,15 @@ class OutageTracker:
             if found.external:
                 self._lay(metric, (), None, excerpt, since, window_ms, now)
                 return
+
+    def _spans(self, metric: str, slice_: Slice, now: int) -> list[int]:
+        """Windows to look back over, of SPANS; where an outage is over, only those that it left calm.
+
+        A slice that nobody was in, such as viewers who were steered away, has no windows of its own meanwhile: the sums
+        that raised the alarm remember the outage.
+        """
+        calm_ms = self._past.end(metric, slice_) - CLOSED_AFTER * WINDOW_MS
+        return [span for span in SPANS if now - span * WINDOW_MS >= calm_ms]
 
     def _lay(
         self, metric: str, slice_: Slice, cause: Cause | None, excerpt: Excerpt, since: int, window_ms: int, now: int
@@ -209,9 +216,7 @@ class OutageTracker:
                     case.vote(alarm.slice, vote)
                     case.outage = replace(case.outage, slice=dict(case.best))
                     case.note_alarm(alarm.window_ms)
-        for slice_, metrics, _ in self._over:  # sums over an hour remember an outage that is over
-            explained = explained or (alarm.metric in metrics and may_meet(slice_, alarm.slice))
-        if explained:
+        if explained or self._past.end(alarm.metric, alarm.slice):  # sums over an hour remember an outage
             return
         case = self._open(alarm.slice, alarm.metric, now - alarm.windows * WINDOW_MS, now)
         heard.add(case.outage.outage_id)
@@ -348,7 +353,7 @@ class OutageTracker:
         """A checkpoint: JSON-able, versioned."""
         return stamped(_KIND, _VERSION, {
             "history": self._history.state(), "season": self._starts.state(),
-            "gaps": self._gaps.state(), "over": self._over, "cases": [case.state() for case in self._cases],
+            "gaps": self._gaps.state(), "over": self._past.state(), "cases": [case.state() for case in self._cases],
         })  # fmt: skip
 
     @classmethod
@@ -364,7 +369,7 @@ class OutageTracker:
         tracker._starts = StartWatch.from_state(state["season"], tracker._history)
         tracker._gaps = Gaps.from_state(state["gaps"])
         tracker._cases = [Case.from_state(case) for case in state["cases"]]
-        tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
+        tracker._past = Past.from_state(state["over"])
         return tracker
 
 
