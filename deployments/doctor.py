@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -23,6 +24,7 @@ LEAST_FREE_BYTES: Final = 2 * 2**30
 LEAST_FREE_SHARE: Final = 0.03
 CONSTRAINTS: Final = Path(__file__).parent.parent / "constraints.txt"
 _NAMED: Final = 5
+_MOST_BEHIND_S: Final = 60.0
 _UP: Final = "playhead up"
 
 
@@ -190,6 +192,31 @@ def check_ray(seen: Circumstances) -> Finding:
     return _ok("ray", f"{address} answers")
 
 
+def check_watchtower(seen: Circumstances) -> Finding:
+    """Whether what players tell is judged, of a stack that is up."""
+    from redis import RedisError  # noqa: PLC0415
+
+    from serve.watchtower import board  # noqa: PLC0415
+
+    state = running_state(seen.folder)
+    if state is None or not state.ready:
+        return _ok("watchtower", "not asked: the stack is not up")
+    try:
+        with board.Store.from_url(state.redis_url, socket_timeout=2, socket_connect_timeout=2) as store:
+            told: Any = store.get(board.AS_OF)
+    except RedisError as error:
+        return _wrong("watchtower", f"unknown: {error}", "See what is said of redis.")
+    part = state.parts.get("watchtower")
+    process = part.process() if part is not None else None
+    now_s = time.time()
+    since_s = max(int(told) / 1000 if told else 0.0, process.create_time() if process is not None else 0.0)
+    if now_s - since_s > _MOST_BEHIND_S:
+        log = seen.folder.home / "logs" / "watchtower.log"
+        step = f"See {log}; end process {process.pid if process else '?'}, and it goes on where it was."
+        return _wrong("watchtower", f"has judged nothing for {now_s - since_s:.0f} s", step)
+    return _ok("watchtower", f"judged up to {now_s - int(told) / 1000:.0f} s ago" if told else "just started")
+
+
 def check_exposure(seen: Circumstances) -> Finding:
     """Whether any of our ports is open beyond this machine."""
     state = running_state(seen.folder)
@@ -255,6 +282,7 @@ CHECKS: Final[Mapping[str, Callable[[Circumstances], Finding]]] = {
     "service": check_port,
     "redis": check_redis,
     "ray": check_ray,
+    "watchtower": check_watchtower,
     "exposure": check_exposure,
 }
 

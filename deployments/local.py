@@ -39,6 +39,8 @@ _ASKING_S: Final = 5.0
 _SILENCE_S: Final = 45.0  # longer than Ray takes to mend a replica or HAProxy by itself
 _MOST_RESTARTS: Final = 5
 _RESTART_WINDOW_S: Final = 300.0
+_LONGEST_REST_S: Final = 60.0
+"""Between two starts of a part that works on the logs and ends again and again."""
 _OBJECT_STORE_BYTES: Final = 100 * 1024 * 1024
 _FEW_CPUS: Final = 4
 
@@ -122,6 +124,7 @@ class Stack:
         self._cluster: Cluster | None = None
         self._state: StackState | None = None
         self._restarts: dict[str, list[float]] = defaultdict(list)
+        self._resting: dict[str, float] = {}
         self._valkey_port = 0
         self._began = time.perf_counter()
 
@@ -172,7 +175,8 @@ class Stack:
         """Watch the parts and start again what dies, until interrupted.
 
         Raises:
-            StackError: a part died again and again.
+            StackError: the store, or Ray, died again and again. One that works on the logs is given longer and longer
+                pauses instead: nothing that was acknowledged is lost meanwhile, and answers go on.
             Interrupted: by the signal handler.
         """
         vigil, asked = self._vigil(), time.monotonic()
@@ -180,9 +184,9 @@ class Stack:
             time.sleep(_LOOK_S)
             for name, child in list(self._children.items()):
                 status = child.exit_status()
-                if status is not None:
+                if status is not None and time.monotonic() >= self._resting.get(name, 0.0):
                     self._restart(name, f"ended (status {status})")
-                    vigil = self._vigil()
+                    vigil = self._vigil() if name not in _WORKERS else vigil
             if time.monotonic() - asked > _ASKING_S:
                 assert self._cluster is not None
                 trouble = vigil.look(self.state.url, self._cluster.failure)
@@ -324,7 +328,12 @@ class Stack:
         recent = [when for when in self._restarts[name] if now - when < _RESTART_WINDOW_S]
         self._restarts[name] = [*recent, now]
         child = self._children[name]
-        if len(recent) >= _MOST_RESTARTS:
+        if name in _WORKERS:
+            pause_s = min(2.0 ** len(recent), _LONGEST_REST_S) if len(recent) >= _MOST_RESTARTS else 0.0
+            self._resting[name] = now + pause_s
+            if pause_s:
+                why += f" for the {len(recent) + 1}th time within {_RESTART_WINDOW_S:g} s, see {child.log}"
+        elif len(recent) >= _MOST_RESTARTS:
             raise StackError(
                 field=name,
                 got=f"ended {len(recent) + 1} times within {_RESTART_WINDOW_S:g} s",

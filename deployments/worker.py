@@ -7,7 +7,6 @@ Settings come from the environment. A part ends on SIGTERM and when its standard
 what it had not acknowledged, the next one takes up.
 """
 
-import logging
 import os
 import signal
 import sys
@@ -24,8 +23,6 @@ from serve.telemetry.records import SESSIONS
 def main(name: str) -> None:
     """Work until told to stop."""
     configure()
-    for package in ("features", "serve.watchtower"):
-        logging.getLogger(package).addHandler(logging.StreamHandler(sys.stderr))
     settings = Settings.from_env()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

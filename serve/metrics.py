@@ -212,13 +212,22 @@ class Metrics:
         self._pending["events", "accepted"] += accepted
         self._pending["events", "duplicate"] += duplicates
 
-    def telemetry(self, *, accepted: int, rejected: int, malformed: Mapping[str, int]) -> None:
-        """Count reports of players; `malformed` holds keys of the standards alone, never a caller's own."""
-        self._pending["telemetry", "accepted"] += accepted
-        if rejected:
-            self._pending["telemetry", "rejected"] += rejected
-        for key, count in malformed.items():
-            self._pending["malformed", key] += count
+    def telemetry(
+        self, *, accepted: int = 0, rejected: int = 0, refused: int = 0, malformed: Mapping[str, int] | None = None
+    ) -> None:
+        """Count reports of players.
+
+        Args:
+            accepted: that are in the log.
+            rejected: that could not be used.
+            refused: that the log did not acknowledge; players send them again.
+            malformed: how often each key could not be used; keys of the standards alone, never a caller's own.
+        """
+        for outcome, number in (("accepted", accepted), ("rejected", rejected), ("refused", refused)):
+            if number:
+                self._pending["telemetry", outcome] += number
+        for key, number in (malformed or {}).items():
+            self._pending["malformed", key] += number
 
     def decisions(self, *, model: int, rule: int) -> None:
         """Count bitrate decisions."""

@@ -28,11 +28,10 @@ def outage(
     """A CDN fails under live simulated viewers: it is found and named, they are steered away, and back."""
     import os  # noqa: PLC0415
 
-    from deployments.demo import DemoSettings, run  # noqa: PLC0415
+    from deployments.demo import DemoSettings, require, run  # noqa: PLC0415
     from deployments.state import service_url  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
     from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
-    from serve.errors import Unavailable  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
         token = os.environ.get(TOKEN_VARIABLE)
@@ -46,9 +45,5 @@ def outage(
             output.console.print(f"  {sign}{int(abs(at_s)) // 60}:{int(abs(at_s)) % 60:02d}  {text}", soft_wrap=True)
 
         report = run(settings, tell)
-        if report["confirmed_s"] is None:
-            raise Unavailable(
-                field="outage", got="none that was confirmed for the CDN that failed", expected="one",
-                next_step="Warm up for longer; see the watchtower's log under the home folder.",
-            )  # fmt: skip
+        require(report)
         output.answer(report)

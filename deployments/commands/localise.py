@@ -143,16 +143,15 @@ def _settings(levels: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _table(output: Output, report: dict[str, dict[str, dict[str, Any]]]) -> None:
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, title="top-1 / top-3 / F1, ms", title_justify="left")
-    table.add_column("incidents", no_wrap=True)
+    table = Table(box=None, pad_edge=False, title="top-1 top-3 F1", title_justify="left")
+    table.add_column("incidents", overflow="fold")
     table.add_column("cases", justify="right", no_wrap=True)
     for name in report:
         table.add_column(name, justify="right", no_wrap=True)
     rows = next(iter(report.values()))
     for level in sorted(rows, key=lambda level: level == "all"):
         cells = (report[name][level] for name in report)
-        table.add_row(
-            level, str(rows[level]["cases"]),
-            *(f"{one['top1']:.2f} / {one['top3']:.2f} / {one['f1']:.2f}  {one['ms']:4.0f}" for one in cells),
-        )  # fmt: skip
+        shown = (f"{one['top1']:.2f} {one['top3']:.2f} {one['f1']:.2f}" for one in cells)
+        table.add_row(level, str(rows[level]["cases"]), *shown)
+    table.add_row("ms a case", "", *(f"{report[name]['all']['ms']:.0f}" for name in report))
     output.console.print(table)

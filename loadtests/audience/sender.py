@@ -6,7 +6,7 @@ shows as a lag and as requests in flight, not as an audience that waits.
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -84,7 +84,9 @@ class Sent:
     worst_lag_s: float = 0.0
 
 
-async def send(reports: Iterable[Report], settings: SenderSettings, *, sent: Sent | None = None) -> Sent:
+async def send(
+    reports: Iterable[Report] | AsyncIterable[Report], settings: SenderSettings, *, sent: Sent | None = None
+) -> Sent:
     """Send reports as their time comes; the first is due at once.
 
     The players' clocks (`ts`) are moved along: a report's `ts` is behind the time of sending as far as it was behind
@@ -92,7 +94,8 @@ async def send(reports: Iterable[Report], settings: SenderSettings, *, sent: Sen
     factor 1 do these agree with the clocks.
 
     Args:
-        reports: in the order of `received_ms`, such as Audience.reports(); taken as they fall due.
+        reports: in the order of `received_ms`, such as Audience.reports(); taken as they fall due. Those that take
+            time to make should come asynchronously: what is in flight waits else.
         settings: how.
         sent: counts to go on from, to be read while this runs.
 
@@ -111,7 +114,7 @@ async def send(reports: Iterable[Report], settings: SenderSettings, *, sent: Sen
         began, wall_ms, first_ms = 0.0, 0, None
         waiting: list[Report] = []
         tick = 0
-        for report in reports:
+        async for report in _each(reports):
             if first_ms is None:
                 began, wall_ms, first_ms = time.monotonic(), time.time_ns() // 1_000_000, report.received_ms
             due_s = (report.received_ms - first_ms) / 1000 / settings.factor
@@ -122,6 +125,15 @@ async def send(reports: Iterable[Report], settings: SenderSettings, *, sent: Sen
             waiting.append(replace(report, received_ms=sent_ms, values={**report.values, "ts": ts}))
         await _flush(waiting, tick, began, client, settings, in_flight, counts, tasks)
     return counts
+
+
+async def _each(reports: Iterable[Report] | AsyncIterable[Report]) -> AsyncIterator[Report]:
+    if isinstance(reports, AsyncIterable):
+        async for report in reports:
+            yield report
+    else:
+        for report in reports:
+            yield report
 
 
 async def _flush(

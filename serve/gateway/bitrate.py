@@ -109,7 +109,7 @@ class BitrateRoutes:
             response_model=BitrateDecision | BitrateDecisions,
             tags=["streaming"],
             summary="Which rung to fetch next, for one session or up to 1,000",
-            responses=responses(400, 401, 408, 413, 422),
+            responses=responses(400, 401, 408, 413, 415, 422),
             openapi_extra={"requestBody": body, "parameters": [_TIMEOUT_HEADER]},
             route_class_override=OpenRoute,
         )

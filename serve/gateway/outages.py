@@ -5,7 +5,8 @@ for these routes and for steering, and goes on with what it knew where the store
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from itertools import zip_longest
 from typing import Annotated, Any, Final, Literal
 
 import orjson
@@ -136,9 +137,9 @@ class OutageBoard:
 
     async def look(self) -> None:
         """Read what there is now."""
-        commands = command("HGETALL", board.OUTAGES) + command("GET", board.AS_OF)
+        commands = command("GET", board.AS_OF) + command("HGETALL", board.OUTAGES)  # so that all up to then is there
         try:
-            fields, as_of = await self._link.call(commands, count=2, deadline_s=_DEADLINE_S)
+            as_of, fields = await self._link.call(commands, count=2, deadline_s=_DEADLINE_S)
             dumped = dict(zip(fields[::2], fields[1::2], strict=True))
             known = {
                 name: self._known[name] if self._dumped.get(name) == told else board.load_outage(told)
@@ -227,7 +228,7 @@ class OutageRoutes:
         """Open outages at once, then each change.
 
         A stream ends after some seconds; EventSource asks again by itself with Last-Event-ID, and gets what changed
-        since.
+        since; what was under way when the connection broke comes again.
         """
         since_ms = _moment(request.headers.get("last-event-id", ""))
         until = asyncio.get_running_loop().time() + STREAM_S
@@ -236,22 +237,23 @@ class OutageRoutes:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._changes(since_ms, until), media_type="text/event-stream", headers=headers)
 
-    async def _changes(self, since_ms: int, until: float) -> AsyncIterator[bytes]:
-        clock = asyncio.get_running_loop().time
-        told: dict[str, bytes] = {}
-        for outage, dumped in self._board.told(closed=True):
-            if outage.updated_ts <= since_ms or (not since_ms and not outage.is_open):
-                told[outage.outage_id] = dumped
+    async def _changes(self, since_ms: int, until: float) -> AsyncGenerator[bytes]:
         yield b"retry: 500\n\n"
         if self._streams >= _MOST_STREAMS:
             return
+        clock = asyncio.get_running_loop().time
+        told: dict[str, bytes] | None = None
         self._streams += 1
         try:
             while True:
-                for outage, dumped in reversed(self._board.told(closed=True)):
-                    if told.get(outage.outage_id) != dumped:
-                        told[outage.outage_id] = dumped
-                        yield b"id: %d\nevent: outage\ndata: %b\n\n" % (outage.updated_ts, dumped)
+                _, as_of_ms = self._board.current()
+                if as_of_ms:  # else nothing was read yet
+                    told = self._told_before(since_ms, as_of_ms) if told is None else told
+                    for event in self._new(told):
+                        yield event
+                if as_of_ms > since_ms:  # who was told of nothing yet has a place to go on from, too
+                    since_ms = as_of_ms
+                    yield b"id: %d\n\n" % as_of_ms
                 left_s = until - clock()
                 if left_s <= 0:
                     return
@@ -259,6 +261,32 @@ class OutageRoutes:
                 yield _HEARTBEAT
         finally:
             self._streams -= 1
+
+    def _told_before(self, since_ms: int, as_of_ms: int) -> dict[str, bytes]:
+        """What need not be told: what changed no later than `since_ms`; at first, what is over.
+
+        Where the Watchtower is far behind that moment, it began anew: then nothing that was told before counts.
+        """
+        since_ms = since_ms if since_ms <= as_of_ms + STALE_MS else 0
+        return {
+            outage.outage_id: dumped
+            for outage, dumped in self._board.told(closed=True)
+            if (outage.updated_ts <= since_ms if since_ms else not outage.is_open)
+        }
+
+    def _new(self, told: dict[str, bytes]) -> Iterator[bytes]:
+        """Events of what is not told yet, which it is then; the oldest change first.
+
+        Only the last of a moment has an id, for that says that all up to then was told: outages that changed in the
+        same window share it, and whoever is cut off between them must get them again.
+        """
+        changed = [one for one in self._board.told(closed=True) if told.get(one[0].outage_id) != one[1]]
+        changed.sort(key=lambda one: one[0].updated_ts)
+        for (outage, dumped), after in zip_longest(changed, changed[1:]):
+            told[outage.outage_id] = dumped
+            is_last = after is None or after[0].updated_ts > outage.updated_ts
+            name = b"id: %d\n" % outage.updated_ts if is_last else b""
+            yield b"%bevent: outage\ndata: %b\n\n" % (name, dumped)
 
 
 def _moment(text: str) -> int:

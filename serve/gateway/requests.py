@@ -138,6 +138,7 @@ async def read_bytes(request: Request, limit_bytes: int) -> bytes:
     Raises:
         TooLarge: more than `limit_bytes`, declared or sent.
         BodyTimeout: the deadline came first.
+        UnsupportedMediaType: it is compressed.
     """
     return b"".join([chunk async for chunk in body_chunks(request, limit_bytes, context_of(request).deadline)])
 
@@ -151,8 +152,16 @@ async def body_chunks(request: Request, limit_bytes: int, deadline: float) -> As
         deadline: when it must be there, on the event loop's clock.
 
     Raises:
-        TooLarge, BodyTimeout: as of `read_bytes`.
+        TooLarge, BodyTimeout, UnsupportedMediaType: as of `read_bytes`.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in {"", "identity"}:
+        raise UnsupportedMediaType(
+            field="Content-Encoding",
+            got=encoding[:100],
+            expected="none: bodies are read as they are",
+            next_step="Send it uncompressed, and without that header.",
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit_bytes:
         raise _too_large(f"{declared[:20]} bytes", limit_bytes)

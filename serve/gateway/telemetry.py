@@ -169,7 +169,7 @@ class TelemetryRoutes:
         rejected = {"no sid": len(taken.said) - len(usable), "too many": taken.left_out}
         malformed = counted(taken.malformed)
         self._metrics.telemetry(
-            accepted=len(usable), rejected=sum(rejected.values()),
+            rejected=sum(rejected.values()),
             malformed={key: count for key, count in malformed.items() if key in KINDS or key == UNREADABLE},
         )  # fmt: skip
         if not usable:
@@ -183,12 +183,14 @@ class TelemetryRoutes:
                     Said(received_ms, taken.given, usable), context.left_ms() / 1000 * _DEADLINE_SHARE
                 )
         except (StoreUnavailable, TimeoutError) as error:
+            self._metrics.telemetry(refused=len(usable))
             self._metrics.stage_failure("telemetry", type(error).__name__)
             raise Unavailable(
                 field="telemetry", got=Words("no acknowledgement by the log"),
                 expected="an acknowledgement before the deadline",
                 next_step="Send the same again after the seconds in Retry-After; none counts twice.",
             ) from error  # fmt: skip
+        self._metrics.telemetry(accepted=len(usable))
         self._metrics.observe("telemetry", time.perf_counter() - started)
         return {
             "request_id": context.request_id,

@@ -113,18 +113,21 @@ _known: dict[str, tuple[str, Value]] = {}
 """Members as they are written -> key and value: those that are neither plain numbers nor plain strings, so few."""
 
 _KEY: Final = r"[A-Za-z*][A-Za-z0-9_.*-]*"
-_STRING: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\])*"'
+_OPENED: Final = r'"(?:[^"\\\x00-\x1f]|\\["\\])*+'
+_STRING: Final = _OPENED + '"'
 _WORD: Final = r"[A-Za-z*][A-Za-z0-9!#$%&'*+.^_`|~:/-]*"
 _BARE: Final = rf"-?\d{{1,{_DIGITS}}}(?:\.\d{{1,6}})?(?![\w.])|{_STRING}|\?[01]|{_WORD}"
 _PARAMETERS: Final = rf"(?:;[ ]*{_KEY}(?:=(?:{_BARE}))?)*"
 _MEMBER: Final = re.compile(
     rf"[ \t]*(?P<key>{_KEY})"
-    rf'(?:=(?:(?P<list>\((?:{_STRING}|[^"()])*\))|(?P<bare>{_BARE})))?'
+    rf'(?:=(?:(?P<list>\((?:{_STRING}|[^"()\\])*+\))|(?P<bare>{_BARE})))?'
     rf"(?P<parameters>{_PARAMETERS})[ \t]*(?:,|$)"
 )
 _ENTRY: Final = re.compile(rf"[ ]*(?P<bare>{_BARE})(?P<parameters>{_PARAMETERS})(?=[ ]|$)")
 _PARAMETER: Final = re.compile(rf";[ ]*(?P<key>{_KEY})(?:=(?P<bare>{_BARE}))?")
-_BROKEN: Final = re.compile(rf"[ \t]*(?P<key>{_KEY})?(?:{_STRING}|[^,])*(?:,|$)")
+_NAMED: Final = re.compile(rf"[ \t]*(?P<key>{_KEY})?")
+_UNQUOTED: Final = re.compile(r'[^,"]*+')
+_QUOTED: Final = re.compile(_OPENED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,13 +234,14 @@ def _is_plainly_quoted(said: str) -> bool:
 
 def _read_closely(text: str, values: dict[str, Value], malformed: dict[str, None]) -> None:
     position, end = 0, min(len(text), MAX_LENGTH)
+    barren = 0
     while position < end:
         found = _MEMBER.match(text, position, end)
         if found is None:
-            broken = _BROKEN.match(text, position, end)
-            assert broken is not None  # it matches anything
-            malformed[broken["key"] or UNREADABLE] = None
-            position = max(broken.end(), position + 1)
+            named = _NAMED.match(text, position, end)
+            assert named is not None  # it matches anything
+            malformed[named["key"] or UNREADABLE] = None
+            position, barren = _past_broken(text, named.end(), end, barren)
             continue
         position = found.end()
         key = found["key"]
@@ -249,6 +253,42 @@ def _read_closely(text: str, values: dict[str, Value], malformed: dict[str, None
             values[key] = value
     if len(text) > MAX_LENGTH:
         malformed[UNREADABLE] = None
+
+
+def _past_broken(text: str, position: int, end: int, barren: int) -> tuple[int, int]:
+    """Where to go on after a member that cannot be read: past its comma, which no string that is closed holds.
+
+    A string that is not closed is looked through once: the quotes in it are escaped, so that what begins at one of
+    them is not closed either. Without this a text of such quotes would be read again from each.
+
+    Args:
+        text: what was said.
+        position: where in the member to begin.
+        end: of what is read.
+        barren: up to where no string begins that is closed, as this said before of the same text.
+
+    Returns:
+        The position, and up to where no such string begins.
+    """
+    while (position := _end_of(_UNQUOTED, text, position, end)) < end:
+        if text[position] == ",":
+            return position + 1, barren
+        if position >= barren:
+            closing = _end_of(_QUOTED, text, position, end)
+            if text[closing : min(closing + 1, end)] == '"':
+                position = closing + 1
+                continue
+            barren = closing
+        comma = text.find(",", position, barren)
+        if comma >= 0:
+            return comma + 1, barren
+        position = max(barren, position + 1)
+    return end, barren
+
+
+def _end_of(pattern: re.Pattern[str], text: str, position: int, end: int) -> int:
+    found = pattern.match(text, position, end)
+    return found.end() if found else position
 
 
 def written(values: Mapping[str, Value]) -> str:

@@ -26,6 +26,13 @@ MOST_ENTRIES: Final = 50_000
 """Of a partition; the service refuses reports beyond it, for nothing that was acknowledged may be dropped."""
 
 
+MOST_BYTES: Final = 128 << 20
+"""Of a partition, likewise, about: an entry may hold as much as a request."""
+
+_ASKED_EVERY_BYTES: Final = 4 << 20
+"""A gateway asks how large a partition is after so much of its own, and each time while it is full."""
+
+
 def stream_key(partition: int) -> str:
     """Key of a partition's stream."""
     return f"playhead:telemetry:{partition}"
@@ -78,6 +85,8 @@ class TelemetryWriter:
     def __init__(self, settings: Settings) -> None:
         self._link = StoreLink(settings.redis_url)
         self._lengths: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._since_asked: dict[int, int] = {}
 
     async def write(self, said: Said, deadline_s: float) -> None:
         """Append; all of it is in the log when this returns.
@@ -90,23 +99,41 @@ class TelemetryWriter:
             StoreUnavailable: some of it may be in the log and some not: the caller may send all of it again.
         """
         parts = said.parts()
-        full = [partition for partition in parts if self._lengths.get(partition, 0) >= MOST_ENTRIES]
-        if full:
-            await self._call([("XLEN", stream_key(partition)) for partition in full], full, deadline_s)
-            if any(self._lengths[partition] >= MOST_ENTRIES for partition in full):
+        unsure = [partition for partition in parts if self._is_full(partition) or self._is_due(partition)]
+        if unsure:
+            await self._measure(unsure, deadline_s)
+            if any(map(self._is_full, unsure)):
                 raise StoreUnavailable(
-                    field="telemetry", got=f"{MOST_ENTRIES} entries that nothing has read yet",
+                    field="telemetry",
+                    got=f"{MOST_ENTRIES} entries, or {MOST_BYTES >> 20} MiB, that nothing has read yet",
                     expected="a Watchtower that keeps up",
                     next_step="Look whether the Watchtower runs; reports are taken again once it caught up.",
                 )  # fmt: skip
         appends = [("XADD", stream_key(partition), "*", FIELD, entry) for partition, entry in parts.items()]
         lengths = [("XLEN", stream_key(partition)) for partition in parts]
-        await self._call([*appends, *lengths], list(parts), deadline_s)
+        replies = await self._call([*appends, *lengths], deadline_s)
+        self._lengths.update(zip(parts, replies[len(parts) :], strict=True))
+        for partition, entry in parts.items():
+            self._since_asked[partition] = self._since_asked.get(partition, 0) + len(entry)
 
-    async def _call(
-        self, commands: Sequence[tuple[str | bytes, ...]], partitions: Sequence[int], deadline_s: float
-    ) -> None:
-        """Send commands, the last of which ask for the lengths of partitions."""
+    def _is_full(self, partition: int) -> bool:
+        return self._lengths.get(partition, 0) >= MOST_ENTRIES or self._sizes.get(partition, 0) >= MOST_BYTES
+
+    def _is_due(self, partition: int) -> bool:
+        return self._since_asked.get(partition, 0) >= _ASKED_EVERY_BYTES
+
+    async def _measure(self, partitions: Sequence[int], deadline_s: float) -> None:
+        """Ask how long and how large partitions are."""
+        keys = [stream_key(partition) for partition in partitions]
+        replies = await self._call(
+            [*(("XLEN", key) for key in keys), *(("MEMORY", "USAGE", key) for key in keys)], deadline_s
+        )
+        self._lengths.update(zip(partitions, replies[: len(keys)], strict=True))
+        self._sizes.update(zip(partitions, [size or 0 for size in replies[len(keys) :]], strict=True))
+        self._since_asked.update(dict.fromkeys(partitions, 0))
+
+    async def _call(self, commands: Sequence[tuple[str | bytes, ...]], deadline_s: float) -> list[Any]:
+        """Send commands; their replies."""
         payload = b"".join([command(*one) for one in commands])
         replies = await self._link.call(payload, count=len(commands), deadline_s=deadline_s)
         for reply in replies:
@@ -115,7 +142,7 @@ class TelemetryWriter:
                     field="online store", got=str(reply), expected="a store that takes writes",
                     next_step="See the store's log (memory, disk, read-only replica); send the same reports again.",
                 )  # fmt: skip
-        self._lengths.update(zip(partitions, replies[-len(partitions) :], strict=True))
+        return replies
 
     async def close(self) -> None:
         """Close the connection."""

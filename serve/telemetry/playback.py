@@ -91,6 +91,13 @@ class Fold:
         if entered and entered != state and state not in OVER:
             self._enter(entered, ts, counts_stalls=stalls is not None)
 
+    def shift(self, by_ms: int) -> None:
+        """Go by another clock, which shows so much more; below 0: one that was set back."""
+        self.since = max(1, self.since + by_ms)
+        self.first = max(1, self.first + by_ms)
+        if self.started:
+            self.started = max(1, self.started + by_ms)
+
     @property
     def mean_kbps(self) -> float:
         """Time-weighted bitrate of what was played since one was told; 0 unknown."""

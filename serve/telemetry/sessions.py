@@ -2,7 +2,8 @@
 
 A session is a fold over its reports in the order in which things happened. Reports that come late or out of order are
 put into their place and the fold is made again from a little before; one that comes twice counts once. Sessions that
-say nothing more are closed, and there are never more than a number that is set.
+say nothing more are closed, and there are never more than a number that is set. One that is over is told of after a
+minute and then known by little more than its name for some minutes: players send again what was not acknowledged.
 
 Units: time ms, bitrate kbit/s. Two clocks: `ts` is the player's, which may be wrong by any constant and still gives
 right lengths; `now` is the log's, which windows and time-outs go by, so that the same log gives the same windows
@@ -47,16 +48,19 @@ INTERVAL_MS: Final = 30_000
 """Between reports of a session that has not shown its own interval yet (CTA-5004-B's default)."""
 
 DEAD_MS: Final = 300_000
-"""A session that has said nothing for so long is closed."""
+"""A session that has said nothing for so long is closed; one that is over is forgotten, and may come again."""
 
 LINGER_MS: Final = 60_000
-"""A session that is over is known for so long, for what comes late or twice."""
+"""A session that is over may be put right for so long, by what comes late; what comes after does not count."""
 
 ONCE_MS: Final = 60_000
 """A session's stalls, and its errors, count as bad once in so long: one session in trouble is one, not one a window."""
 
 _RECENT: Final = 32
 """Reports of a session that can still be put into another order."""
+
+_SET_BACK: Final = 3
+"""Reports that show, at least, that a player's clock was set back."""
 
 _REPLAY_MS: Final = 1_000
 _ERRORS, _SILENCE, _STALLS, _LOW, _FAILURES = (
@@ -112,7 +116,7 @@ class Session:
 
     __slots__ = (
         "began", "ended", "erred", "erred_told", "fold", "heard", "interval", "leaf", "lost", "low", "name", "offset",
-        "outcome", "recent", "settled", "stalled", "stalled_told", "ticked", "told_quiet",
+        "outcome", "recent", "settled", "stalled", "stalled_told", "strays", "ticked", "told", "told_quiet",
     )  # fmt: skip
 
     def __init__(self, name: str, now: int) -> None:
@@ -135,6 +139,8 @@ class Session:
         self.stalled_told = 0  # when it was counted last
         self.erred_told = 0
         self.lost = 0
+        self.strays: list[tuple[int, Beat]] = []  # beats lost in a row, each with when it was received
+        self.told = False  # all of it, as of one that is over
 
     @property
     def over(self) -> bool:
@@ -152,7 +158,7 @@ class Session:
             self.offset = ahead
         return beat_of(report.values, ts, timed=True)
 
-    def place(self, beat: Beat) -> bool:
+    def place(self, beat: Beat, received_ms: int) -> bool:
         """Put a beat into its place; whether it is new."""
         recent = self.recent
         if not recent or beat[0] > recent[-1][0]:  # as nearly all do: so it's new, too
@@ -166,12 +172,49 @@ class Session:
         elif len(recent) < _RECENT or beat[:2] > recent[0][:2]:
             insort(recent, beat, key=_order)
             self._again()
-        else:  # older than what can be put right
-            self.lost += 1
-            return True
+        else:
+            return self._stray(beat, received_ms)
+        if self.strays:
+            self.strays.clear()
         if len(recent) > _RECENT:
             self.settled.apply(recent.pop(0))
         return True
+
+    def _stray(self, beat: Beat, received_ms: int) -> bool:
+        """A beat older than what can be put right; whether it is new.
+
+        Several in a row, that come as far apart as they happened, and for so long that a report at the clock of before
+        would have come, are of a clock that was set back. What was only late comes at once, or between others.
+        """
+        strays = self.strays
+        if any(beat == other for _, other in strays):
+            return False
+        self.lost += 1
+        strays.append((received_ms, beat))
+        if len(strays) > _RECENT:
+            strays.pop(0)
+        between_ms = received_ms - strays[0][0]
+        keeps_time = abs(beat[0] - strays[0][1][0] - between_ms) <= between_ms / 4
+        if len(strays) >= _SET_BACK and between_ms >= (self.interval or INTERVAL_MS) and keeps_time:
+            self._set_back()
+        return True
+
+    def _set_back(self) -> None:
+        """Go on by the clock of the strays, which are lost no more; what is recent by the one before is settled."""
+        strays, self.strays, self.recent = self.strays, [], []
+        offset = min(received_ms - beat[0] for received_ms, beat in strays)
+        self.fold.shift((self.offset or 0) - offset)
+        self.offset, self.settled = offset, self.fold.copy()
+        self.lost -= len(strays)
+        for received_ms, beat in strays:
+            self.place(beat, received_ms)
+
+    def shrink(self) -> None:
+        """Keep no more than what shows that something is of this session, which is over."""
+        self.told = True
+        self.recent, self.strays = [], []
+        self.fold.at_kbps = {}
+        self.settled = self.fold
 
     def _again(self) -> None:
         self.fold = self.settled.copy()
@@ -196,6 +239,7 @@ class Session:
             self.name, list(self.leaf), self.began, self.heard, self.interval, self.offset, dump_fold(self.settled),
             dump_fold(self.fold), [list(beat) for beat in self.recent], self.outcome, self.stalled, self.erred,
             self.told_quiet, self.ended, self.lost, self.low, self.stalled_told, self.erred_told, self.ticked,
+            self.told, [[received_ms, list(beat)] for received_ms, beat in self.strays],
         ]  # fmt: skip
 
     @classmethod
@@ -208,8 +252,9 @@ class Session:
         session.recent = [cast("Beat", tuple(beat)) for beat in dumped[8]]
         (
             session.outcome, session.stalled, session.erred, session.told_quiet, session.ended, session.lost,
-            session.low, session.stalled_told, session.erred_told, session.ticked,
-        ) = dumped[9:]  # fmt: skip
+            session.low, session.stalled_told, session.erred_told, session.ticked, session.told,
+        ) = dumped[9:20]  # fmt: skip
+        session.strays = [(received_ms, cast("Beat", tuple(beat))) for received_ms, beat in dumped[20]]
         return session
 
 
@@ -220,7 +265,7 @@ class Tally:
     Attributes:
         reports: all.
         duplicates: those that were there already.
-        late: those that came too late to be put into their place.
+        late: those that came too late to be put into their place, or when all of their session was told.
         evicted: sessions that made room for others.
     """
 
@@ -283,9 +328,12 @@ class Sessions:
             self._forget(session)  # the same id plays again
             known, session = None, self._begin(report.session, now)
         self._known[report.session] = session  # the longest silent comes first
+        if session.told:  # players send again for minutes what was not acknowledged
+            self.tally.late += 1
+            return
         self.touched.add(report.session)
         errors, lost = session.fold.errors, session.lost
-        if not session.place(beat):
+        if not session.place(beat, report.received_ms):
             self.tally.duplicates += 1
             return
         self.tally.late += session.lost - lost
@@ -304,16 +352,13 @@ class Sessions:
         if not session.outcome:
             self._settle_start(session, now)
         if session.over and not session.ended:
-            session.ended = True
-            if fold.started:
-                self._window.add(session.leaf, "failures", bad=fold.failed)
-                told = session.stalled and self._window.start_ms - session.stalled_told >= ONCE_MS
-                self._window.add(session.leaf, "stalls", bad=told)
+            self._count_end(session)
 
     def _begin(self, name: str, now: int) -> Session:
         if len(self._known) >= self._most:
-            self.tally.evicted += 1
-            self._forget(next(iter(self._known.values())))
+            longest_silent = next(iter(self._known.values()))
+            self.tally.evicted += not longest_silent.told
+            self._forget(longest_silent)
         return Session(name, now)
 
     def _hear(self, session: Session, report: Report, now: int) -> None:
@@ -345,6 +390,13 @@ class Sessions:
             if session.outcome == "failed":
                 self._window.add(session.leaf, "start_failures", bad=True)
 
+    def _count_end(self, session: Session) -> None:
+        session.ended = True
+        if session.fold.started:
+            self._window.add(session.leaf, "failures", bad=session.fold.failed)
+            stalled = session.stalled and self._window.start_ms - session.stalled_told >= ONCE_MS
+            self._window.add(session.leaf, "stalls", bad=stalled)
+
     def _close_window(self) -> Window:
         window = self._window
         end = window.start_ms + WINDOW_MS
@@ -353,10 +405,12 @@ class Sessions:
             fold = session.fold
             over = fold.state in OVER
             silent = end - session.heard
-            if silent > (LINGER_MS if over else DEAD_MS):
+            if silent > DEAD_MS:
                 dead.append(session)
                 continue
             if over:
+                if silent > LINGER_MS and not session.told:
+                    self._tell(session)
                 continue
             waits = not session.outcome and fold.state != PRELOADING
             if waits and end - session.began > START_TIMEOUT_MS:
@@ -410,7 +464,14 @@ class Sessions:
     def _forget(self, session: Session) -> None:
         self._known.pop(session.name, None)
         self.touched.add(session.name)
+        if not session.told:
+            self._closed(session.summary())
+
+    def _tell(self, session: Session) -> None:
+        """Tell of a session that is over, and keep little of it."""
         self._closed(session.summary())
+        session.shrink()
+        self.touched.add(session.name)
 
     def dump(self) -> dict[str, Any]:
         """All but the sessions, as JSON takes it."""

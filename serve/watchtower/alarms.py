@@ -45,3 +45,9 @@ def slice_of(pairs: Iterable[Sequence[str]]) -> Slice:
     """A slice from pairs as JSON has them, or from the items of a mapping; in the order of DIMENSIONS."""
     named: dict[str, str] = {dimension: value for dimension, value in pairs}  # noqa: C416 - pairs may be lists
     return tuple((dimension, named[dimension]) for dimension in DIMENSIONS if dimension in named)
+
+
+def may_meet(one: Slice, other: Slice) -> bool:
+    """Whether a session can be in both."""
+    named = dict(other)
+    return all(named.get(dimension, value) == value for dimension, value in one)

@@ -217,6 +217,11 @@ class CountDetector(AnomalyDetector):
         self._spreads = spreads(half_life)
         self._asked: tuple[int, float, float, float] | None = None  # windows learned, count, expected, probability
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether enough was learned to judge anything."""
+        return self._count >= self.warm_up and self._past[0][1] > 0.0
+
     def expected(self, x: Mapping[Any, Any]) -> float:
         """The count that is usual at this window's time."""
         return self._expected(self._says(seconds(x.get(self.timestamp))))[0]
@@ -285,7 +290,7 @@ class CountDetector(AnomalyDetector):
         return self._asked[3]
 
     def _judged(self, count: float, expected: float, uncertainty: float) -> float:
-        if self._count < self.warm_up or self._past[0][1] <= 0.0:
+        if not self.is_warm:
             return 1.0
         tails: list[float | None] = []
         for span, sums, spread in zip(SPANS, self._recent.sums((count, expected)), self._spreads, strict=True):

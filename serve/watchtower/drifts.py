@@ -95,12 +95,11 @@ class DriftWatch:
             spans.append((some_bad, some, span - 1))
         return max(spans, key=lambda one: one[0] - share * one[1])
 
-    def forget(self, row: int) -> None:
-        """Let a row know nothing again: it is another slice's."""
-        own = np.arange(row * len(DRIFTING), (row + 1) * len(DRIFTING))
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """Let rows know nothing again: they are other slices'."""
+        own = (rows[:, None] * len(DRIFTING) + np.arange(len(DRIFTING))).reshape(-1)
         self._bank.reset(own[own < self._bank.length])
-        if row < len(self._sums):
-            self._sums[row] = 0.0
+        self._sums[rows[rows < len(self._sums)]] = 0.0
 
     def state(self) -> dict[str, Any]:
         """A checkpoint: JSON-able."""

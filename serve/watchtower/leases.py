@@ -1,16 +1,23 @@
 """Who does what: each role has one replica at a time, by a lease in Redis that ends soon after its replica does."""
 
 import math
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
+
+import redis
 
 from serve.watchtower.board import REPLICAS, Store, lease_key
 
 LEASE_MS: Final = 5_000
 RENEW_S: Final = 1.0
+MOST_STUCK_S: Final = 120.0
+"""The longest step; restoring 40,000 sessions takes some 10 s."""
+
 _RENEW: Final = (
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
 )
@@ -58,20 +65,20 @@ class Leases:
             files("serve.watchtower").joinpath("commit.lua").read_text(encoding="utf-8")
         )
         self._renewed_s = 0.0
+        self._alive_s = time.monotonic()
         self._taken = 0
+        self._changing = threading.Lock()
         self.held: dict[str, Lease] = {}
 
     def tick(self) -> None:
         """Renew what is held and take what is free, up to a fair share; about once in RENEW_S, else at once back."""
-        now_s = time.monotonic()
+        now_s = self._alive_s = time.monotonic()
         if now_s - self._renewed_s < RENEW_S:
             return
         self._renewed_s = now_s
         store = self._store
         share = self._fair_share() if self._counted else len(self._roles)
-        for role, lease in list(self.held.items()):
-            if not self._renew(keys=[lease_key(role)], args=[lease.token, LEASE_MS]):
-                del self.held[role]
+        self._renew_all()
         for role in sorted(self.held, key=self._roles.index, reverse=True)[: max(0, len(self.held) - share)]:
             self.release(role)  # another replica came
         for role in self._roles:
@@ -81,6 +88,34 @@ class Leases:
             lease = Lease(role, f"{self._owner}:{self._taken}")
             if role not in self.held and store.set(lease_key(role), lease.token, nx=True, px=LEASE_MS):
                 self.held[role] = lease
+
+    @contextmanager
+    def renewing(self) -> Iterator[None]:
+        """Renew what is held also while a step takes long, such as one that restores many sessions.
+
+        A replica that has not come to `tick` for MOST_STUCK_S is stuck: its roles are left to others.
+        """
+        stop = threading.Event()
+
+        def renew() -> None:
+            while not stop.wait(RENEW_S):
+                if time.monotonic() - self._alive_s < MOST_STUCK_S:
+                    with suppress(redis.RedisError, OSError):  # the steps meet the same
+                        self._renew_all()
+
+        thread = threading.Thread(target=renew, name="leases", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _renew_all(self) -> None:
+        with self._changing:
+            for role, lease in list(self.held.items()):
+                if not self._renew(keys=[lease_key(role)], args=[lease.token, LEASE_MS]):
+                    del self.held[role]
 
     def _fair_share(self) -> int:
         """Roles that a replica may have, as many replicas as there are now."""
@@ -92,7 +127,8 @@ class Leases:
 
     def release(self, role: str) -> None:
         """Give a role up."""
-        lease = self.held.pop(role, None)
+        with self._changing:
+            lease = self.held.pop(role, None)
         if lease is not None:
             self._release(keys=[lease_key(role)], args=[lease.token])
 
@@ -121,6 +157,7 @@ class Leases:
                 places[key] = len(keys)
             arguments += [len(parts), places[key], name, *parts]
         if not self._commit(keys=keys, args=arguments):
-            if self.held.get(lease.role) == lease:
-                del self.held[lease.role]
+            with self._changing:
+                if self.held.get(lease.role) == lease:
+                    del self.held[lease.role]
             raise LeaseLost(lease.role)

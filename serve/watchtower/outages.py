@@ -12,6 +12,10 @@ OPEN: Final[tuple[State, ...]] = ("suspected", "confirmed", "recovering")
 class Effect:
     """How far one metric is from what was expected.
 
+    Of `missing_starts` there is nothing to see, so `total` is how many starts are usual at this time, `bad` how many of
+    those did not come, neither in the slice nor on another CDN or protocol in its stead, `now` their share, and
+    `expected` 0: none is expected to be missing.
+
     Attributes:
         metric: such as `start_failures`.
         expected: share of bad ones that was expected, 0 to 1.

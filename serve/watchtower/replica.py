@@ -50,7 +50,7 @@ IDLE_GRACE_MS: Final = 500
 VITALS_LATE_MS: Final = 12_000
 """Gateways' counts of a window are judged so long after its end; what comes later is not counted."""
 
-SESSIONS_FORMAT: Final = 1
+SESSIONS_FORMAT: Final = 2
 """Of the checkpoints of sessions; another one begins anew."""
 
 _ENTRIES: Final = 200
@@ -391,16 +391,17 @@ class WatchtowerReplica:
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; the store's troubles are logged and waited out."""
-        while not stop.is_set():
-            try:
-                busy = self.turn()
-            except (redis.RedisError, OSError):
-                _log.exception("watchtower: the store does not answer, will try again")
-                self._roles.clear()
-                stop.wait(_TROUBLE_PAUSE_S)
-                continue
-            if not busy:
-                stop.wait(_STEP_PAUSE_S)
+        with self.leases.renewing():
+            while not stop.is_set():
+                try:
+                    busy = self.turn()
+                except (redis.RedisError, OSError):
+                    _log.exception("watchtower: the store does not answer, will try again")
+                    self._roles.clear()
+                    stop.wait(_TROUBLE_PAUSE_S)
+                    continue
+                if not busy:
+                    stop.wait(_STEP_PAUSE_S)
         try:
             self.leases.close()
         except (redis.RedisError, OSError):
@@ -410,12 +411,12 @@ class WatchtowerReplica:
     def turn(self) -> bool:
         """Give each role one step; whether any had something to do."""
         self.leases.tick()
-        held = self.leases.held
+        held = dict(self.leases.held)
         self._roles = {lease: role for lease, role in self._roles.items() if held.get(lease.role) == lease}
         busy = False
         for name in sorted(held):
-            lease = held.get(name)
-            if lease is None:
+            lease = held[name]
+            if self.leases.held.get(name) != lease:
                 continue
             try:
                 role = self._roles.get(lease) or self._restore(lease)

@@ -37,6 +37,9 @@ LEAST_BAD: Final = 4
 """Bad ones in excess of what is usual, over the span that has most of them, below which nothing is an alarm."""
 
 MOST_SLICES: Final = 20_000
+"""At a time; those least seen make room for others, so that values that somebody invents do not keep new ones out."""
+_OFTEN_KEEP: Final = 0.9
+"""Of how often a slice was seen, by hour: half is forgotten in seven."""
 _KEEP_WINDOWS: Final = 2 * 86_400_000 // WINDOW_MS
 """A slice with no traffic for so long is forgotten."""
 
@@ -63,7 +66,7 @@ _KEEP_LEAVES: Final = 4
 _LEAST_LEAVES: Final = 10_000
 """Leaves are remembered until there are so many more than in a window."""
 _KIND: Final = "slices"
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 class _SliceIndex:
@@ -137,7 +140,7 @@ class SliceWatch:
     Args:
         shard: which, 0 to `shards` - 1; slices belong to shards by their names.
         shards: how many there are.
-        most: slices at a time; further ones are not watched.
+        most: slices at a time; those least seen make room for new ones.
     """
 
     def __init__(self, shard: int = 0, shards: int = 1, most: int = MOST_SLICES) -> None:
@@ -147,6 +150,7 @@ class SliceWatch:
         self._index = _SliceIndex(self._is_ours)
         self._rows: dict[Slice, int] = {}
         self._seen = np.zeros(64, np.int64)  # by row: the latest window that said anything
+        self._often = np.zeros(64)  # by row: how many windows did, older ones for less
         self._free: list[int] = []
         self._bank = RatioBank(half_life=1080, warm_up=45, adopt_after=2160, alarm=5e-3)
         self._drifts = DriftWatch()
@@ -194,17 +198,31 @@ class SliceWatch:
         slices = [named[number] for number in numbers.tolist()]
         found = [self._rows.get(slice_, -1) for slice_ in slices]
         if -1 in found:
-            for slice_ in sorted(slice_ for slice_, row in zip(slices, found, strict=True) if row < 0):
+            reports = sums[numbers, REPORTS].tolist()
+            new = [(-count, slice_) for count, slice_, row in zip(reports, slices, found, strict=True) if row < 0]
+            self._make_room(len(new), [row for row in found if row >= 0])
+            for _, slice_ in sorted(new):
                 self._meet(slice_)
             found = [self._rows.get(slice_, -1) for slice_ in slices]
         rows = np.array(found, np.int64)
         order = np.argsort(rows)[int((rows < 0).sum()) :]
         rows = rows[order]
         self._seen[rows] = self._windows
+        self._often[rows] += 1.0
         return [slices[place] for place in order.tolist()], rows, sums[numbers[order]]
 
+    def _make_room(self, wanted: int, kept: list[int]) -> None:
+        """Forget slices that were least seen, if more are wanted than there is room for; not those in kept rows."""
+        lacking = len(self._rows) + wanted - self._most
+        if lacking <= 0:
+            return
+        named = {row: slice_ for slice_, row in self._rows.items()}
+        rows = np.setdiff1d(np.fromiter(named, np.int64, len(named)), kept)
+        least = np.lexsort((rows, self._seen[rows], self._often[rows]))[:lacking]
+        self._forget([named[row] for row in rows[least].tolist()])
+
     def _meet(self, slice_: Slice) -> None:
-        """Give a slice a row, if there is one left."""
+        """Give a slice a row, if there is one left: those of a window with most reports come first."""
         if len(self._rows) >= self._most:
             return
         row = self._free.pop() if self._free else len(self._rows)
@@ -212,6 +230,7 @@ class SliceWatch:
         self._bank.grow((row + 1) * len(METRICS))
         if row >= len(self._seen):
             self._seen = np.concatenate([self._seen, np.zeros_like(self._seen)])
+            self._often = np.concatenate([self._often, np.zeros_like(self._often)])
 
     def _judge_shares(
         self, window_ms: int, ours: list[Slice], first: NDArray[np.int64], counts: NDArray[np.float64]
@@ -284,21 +303,29 @@ class SliceWatch:
             known[:] = [known[0] * _GAP_KEEP + reports, known[1] * _GAP_KEEP + sessions, 0.0]
 
     def _forget_old(self) -> None:
-        for slice_, row in list(self._rows.items()):
-            if self._windows - self._seen[row] > _KEEP_WINDOWS:
-                self._rows.pop(slice_)
-                self._bank.reset(np.arange(row * len(METRICS), (row + 1) * len(METRICS)))
-                self._drifts.forget(row)
-                self._free.append(row)
-                self._starts.pop(slice_, None)
-                self._began.pop(slice_, None)
-                self._reports.pop(slice_, None)
+        self._often *= _OFTEN_KEEP
+        self._forget([
+            slice_ for slice_, row in self._rows.items() if self._windows - self._seen[row] > _KEEP_WINDOWS
+        ])  # fmt: skip
+
+    def _forget(self, slices: list[Slice]) -> None:
+        """Let go of slices: their rows are others' from now on."""
+        rows = np.array([self._rows.pop(slice_) for slice_ in slices], np.int64)
+        self._bank.reset((rows[:, None] * len(METRICS) + np.arange(len(METRICS))).reshape(-1))
+        self._drifts.forget(rows)
+        self._often[rows] = 0.0
+        self._free += rows.tolist()
+        for slice_ in slices:
+            for known in (self._starts, self._began, self._reports):
+                known.pop(slice_, None)
 
     def state(self) -> dict[str, Any]:
         """A checkpoint: JSON-able, versioned."""
         return stamped(_KIND, _VERSION, {
             "shard": self._shard, "shards": self._shards, "most": self._most, "windows": self._windows,
-            "slices": [[slice_, row, int(self._seen[row])] for slice_, row in self._rows.items()],
+            "slices": [
+                [slice_, row, int(self._seen[row]), float(self._often[row])] for slice_, row in self._rows.items()
+            ],
             "free": self._free, "bank": base64.b85encode(self._bank.dump()).decode(),
             "drifts": self._drifts.state(),
             "before": [[*key, evidence] for key, evidence in self._before.items()],
@@ -317,10 +344,11 @@ class SliceWatch:
         state = checked(state, _KIND, _VERSION)
         watch = cls(state["shard"], state["shards"], state["most"])
         watch._windows, watch._free = state["windows"], list(state["free"])
-        watch._rows = {slice_of(pairs): row for pairs, row, _ in state["slices"]}
+        watch._rows = {slice_of(pairs): row for pairs, row, *_ in state["slices"]}
         watch._seen = np.zeros(1 + max([63, *watch._rows.values()]), np.int64)
-        for _, row, seen in state["slices"]:
-            watch._seen[row] = seen
+        watch._often = np.zeros(len(watch._seen))
+        for _, row, seen, often in state["slices"]:
+            watch._seen[row], watch._often[row] = seen, often
         watch._bank = RatioBank.load(base64.b85decode(state["bank"]))
         watch._drifts = DriftWatch.from_state(state["drifts"])
         watch._before = {(slice_of(pairs), metric): evidence for pairs, metric, evidence in state["before"]}

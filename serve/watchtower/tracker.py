@@ -13,27 +13,21 @@ Times UTC ms, by the log's clock.
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serve.telemetry.reports import DIMENSIONS
-from serve.telemetry.windows import ATTEMPTS, METRICS, WIDTH, WINDOW_MS, Leaf, Window
-from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, slice_of
-from serve.watchtower.drifts import LONGEST, STEP
+from serve.telemetry.windows import METRICS, REPORTS, WINDOW_MS, Window
+from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, may_meet, slice_of
+from serve.watchtower.cases import Case, Past
+from serve.watchtower.drifts import STEP
+from serve.watchtower.gaps import Gaps
+from serve.watchtower.history import FINE, Excerpt, History
 from serve.watchtower.localisation import Cause, evidence_of, localise
-from serve.watchtower.localisation_table import LeafTable
-from serve.watchtower.outages import Effect, Outage, State, as_json, from_json
+from serve.watchtower.outages import Effect, Outage, State
+from serve.watchtower.starts import StartWatch
 from serve.watchtower.state import checked, stamped
 
-FINE: Final = 36
-"""Latest windows that are kept one by one; older ones are kept in blocks."""
-BLOCK: Final = 30
-BLOCKS: Final = 6
 SPANS: Final = (2, 6, 18, 36)
 """Windows that a new outage's beginning is looked for in, shortest first."""
 
@@ -65,8 +59,6 @@ _SURE_AFTER: Final = 4
 _AGAIN_EVERY: Final = 12
 """An outage of so many windows is searched again only so often."""
 _VOTE_KEEP: Final = 0.9
-_GAP_WINDOWS: Final = 12
-"""After a gap of telemetry, so many windows still hold what it left behind."""
 _UNSURE_IN_GAPS: Final = frozenset({"start_timeouts", "stalls", "low_bitrate", "silence", MISSING})
 """Metrics that missing reports look like."""
 _NEVER_ALONE: Final = frozenset({"silence"})
@@ -74,49 +66,18 @@ _NEVER_ALONE: Final = frozenset({"silence"})
 _ONCE: Final = ("start_failures", "start_timeouts", "failures")
 """Metrics that a session is bad in once for all, by one of them."""
 _KIND: Final = "tracker"
-_VERSION: Final = 2
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(slots=True)
-class _Block:
-    """Counts of one or more windows: leaves' numbers (L,) and counts (L, WIDTH)."""
-
-    start_ms: int
-    windows: int
-    leaves: Ints
-    counts: Ints
-
-
-@dataclass(slots=True)
-class _Case:
-    """An outage and what is kept beside it."""
-
-    outage: Outage
-    votes: dict[Slice, float] = field(default_factory=dict)
-    usual: dict[str, float] = field(default_factory=dict)  # metric -> share before it began
-    alarmed: list[int] = field(default_factory=list)  # windows, latest last
-    calm: int = 0
-    hurt: float = 0.0
-    pace: float = 0.0  # bad ones a window, at the worst
-    slow: bool = False  # found by an alarm of many windows
+_VERSION: Final = 3
 
 
 class OutageTracker:
     """All outages that are open, and the recent windows that they are judged by."""
 
     def __init__(self) -> None:
-        self._leaves: dict[Leaf, int] = {}
-        self._names: list[Leaf] = []
-        self._values: list[dict[str, int]] = [{} for _ in DIMENSIONS]
-        self._codes = np.zeros((1024, len(DIMENSIONS)), np.int64)  # of names, by the values' places in _values
-        self._fine: deque[_Block] = deque()
-        self._coarse: deque[_Block] = deque()
-        self._filling: list[_Block] = []
-        self._cases: list[_Case] = []
-        self._gaps: dict[Slice, int] = {}
-        self._over: list[tuple[Slice, tuple[str, ...], int]] = []  # slice, metrics and end of what has closed lately
+        self._history = History()
+        self._starts = StartWatch(self._history)
+        self._cases: list[Case] = []
+        self._gaps = Gaps()
+        self._past = Past()
 
     @property
     def outages(self) -> list[Outage]:
@@ -126,15 +87,22 @@ class OutageTracker:
     @property
     def gaps(self) -> list[Slice]:
         """Slices whose telemetry is incomplete now."""
-        return list(self._gaps)
+        return self._gaps.slices
 
     def see(self, window: Window, alarms: Sequence[Alarm]) -> list[Outage]:
         """Take a window in with its alarms; gives the outages that changed. Windows come in order, each once."""
         now = window.start_ms + WINDOW_MS
-        self._keep(window)
-        self._hear_gaps(window.start_ms, alarms)
+        self._history.keep(window)
+        reports = self._history.since((), window.start_ms)[0][REPORTS]
+        self._gaps.see(window.start_ms, int(reports), alarms)
+        if () not in self._gaps.slices:
+            self._starts.learn()
         before = {case.outage.outage_id: case.outage for case in self._cases}
-        usable = [alarm for alarm in alarms if alarm.metric != GAP and not self._is_unsure(alarm)]
+        usable = [
+            alarm
+            for alarm in alarms
+            if alarm.metric != GAP and not self._is_unsure(alarm) and not self._is_shift(alarm, now)
+        ]
         slow = [alarm for alarm in usable if alarm.windows > 1]
         for metric, of_metric in _by_metric(alarm for alarm in usable if alarm.windows == 1)[:_MOST_LOCALISED]:
             if not self._is_explained(metric, of_metric, window.start_ms):
@@ -147,159 +115,87 @@ class OutageTracker:
             self._live(case, window.start_ms, now)
             if case.outage != before.get(case.outage.outage_id) and self._is_told(case, before):
                 changed.append(case.outage)
-        self._over += [
-            (slice_of(case.outage.slice.items()), tuple(case.usual), now)
-            for case in self._cases
-            if not case.outage.is_open and before[case.outage.outage_id].state != "suspected"
-        ]
-        self._over = [one for one in self._over if now - one[2] < LONGEST * WINDOW_MS]
+        for case in self._cases:
+            if not case.outage.is_open and before[case.outage.outage_id].state != "suspected":
+                self._past.add(case, now)
+        self._past.forget(now)
         self._cases = [case for case in self._cases if case.outage.is_open]
         return changed
 
     @staticmethod
-    def _is_told(case: _Case, before: Mapping[str, Outage]) -> bool:
+    def _is_told(case: Case, before: Mapping[str, Outage]) -> bool:
         return case.outage.is_open or case.outage.outage_id in before
-
-    def _keep(self, window: Window) -> None:
-        """Keep a window's leaves; what leaves the fine ones goes into blocks."""
-        numbers = [self._leaves.get(leaf, -1) for leaf in window.counts]
-        if -1 in numbers:
-            self._learn(leaf for leaf, number in zip(window.counts, numbers, strict=True) if number < 0)
-            numbers = [self._leaves[leaf] for leaf in window.counts]
-        self._fine.append(_Block(window.start_ms, 1, np.array(numbers, np.int64), window.table()))
-        if len(self._fine) > FINE:
-            self._filling.append(self._fine.popleft())
-            if len(self._filling) == BLOCK:
-                self._coarse.append(_added(self._filling))
-                self._filling = []
-                if len(self._coarse) > BLOCKS:
-                    self._coarse.popleft()
-                    self._forget_leaves()
-
-    def _learn(self, leaves: Iterable[Leaf]) -> None:
-        """Number leaves that are new."""
-        for leaf in leaves:
-            number = self._leaves[leaf] = len(self._names)
-            self._names.append(leaf)
-            if number == len(self._codes):
-                self._codes = np.concatenate([self._codes, np.zeros_like(self._codes)])
-            self._codes[number] = [
-                known.setdefault(value, len(known)) for known, value in zip(self._values, leaf, strict=True)
-            ]
-
-    def _members(self, slice_: Slice) -> NDArray[np.bool_]:
-        """Which leaves are in a slice, by number."""
-        inside = np.ones(len(self._names), np.bool_)
-        for dimension, value in slice_:
-            place = _PLACE[dimension]
-            inside &= self._codes[: len(inside), place] == self._values[place].get(value, -1)
-        return inside
-
-    def _forget_leaves(self) -> None:
-        """Renumber the leaves that are still in use."""
-        blocks = [*self._coarse, *self._filling, *self._fine]
-        used = np.unique(np.concatenate([block.leaves for block in blocks]))
-        if len(used) > len(self._names) // 2:
-            return
-        for block in blocks:
-            block.leaves = np.searchsorted(used, block.leaves)
-        kept = [self._names[number] for number in used.tolist()]
-        self._leaves, self._names, self._values = {}, [], [{} for _ in DIMENSIONS]
-        self._learn(kept)
-
-    def _hear_gaps(self, window_ms: int, alarms: Sequence[Alarm]) -> None:
-        for alarm in alarms:
-            if alarm.metric == GAP:
-                self._gaps[alarm.slice] = window_ms
-        self._gaps = {
-            slice_: seen for slice_, seen in self._gaps.items() if window_ms - seen < _GAP_WINDOWS * WINDOW_MS
-        }
 
     def _is_unsure(self, alarm: Alarm) -> bool:
         """Whether missing reports alone may look like this."""
         if alarm.metric in _NEVER_ALONE:
             return True
-        return alarm.metric in _UNSURE_IN_GAPS and any(_may_meet(alarm.slice, gap) for gap in self._gaps)
+        return alarm.metric in _UNSURE_IN_GAPS and self._gaps.may_hold(alarm.slice)
 
-    def _table(self, metric: str, since_ms: int) -> LeafTable | None:
-        """The leaves since a moment, and before it; None where nothing is known of before."""
-        column = ATTEMPTS if metric == MISSING else 2 * METRICS.index(metric)
-        size = len(self._names)
-        sums = np.zeros((4, size))
-        windows = 0
-        for block in [*self._coarse, *self._filling, *self._fine]:
-            place = 0 if block.start_ms >= since_ms else 2
-            windows += block.windows if place else 0
-            sums[place] += np.bincount(block.leaves, block.counts[:, column], size)
-            if metric != MISSING:
-                sums[place + 1] += np.bincount(block.leaves, block.counts[:, column + 1], size)
-        there = np.flatnonzero(sums[0] + sums[2] > 0)
-        if not windows or not len(there):
-            return None
-        dimensions, values, columns = [], [], []
-        for place, dimension in enumerate(DIMENSIONS):
-            known, numbers = _renumbered(self._codes[there, place], list(self._values[place]))
-            if len(known) > 1:  # else its one value is everyone
-                dimensions.append(dimension)
-                values.append(known)
-                columns.append(numbers)
-        if not dimensions:
-            return None
-        now = sum(block.windows for block in self._fine if block.start_ms >= since_ms) or 1
-        total, bad, total_before, bad_before = sums[:, there]
-        if metric == MISSING:  # sessions a window, whatever the number of windows now
-            total_before, windows = total_before * now / windows, 1
-        return LeafTable(
-            dimensions=tuple(dimensions), values=tuple(values), codes=np.array(columns, np.int64).T, total=total,
-            bad=np.minimum(bad, total), total_before=total_before, bad_before=bad_before, windows=windows,
-        )  # fmt: skip
+    def _is_shift(self, alarm: Alarm, now: int) -> bool:
+        """Whether starts that an alarm lacks began elsewhere, over any span."""
+        if alarm.metric != MISSING:
+            return False
+        return not any(self._starts.is_absence(alarm.slice, now - span * WINDOW_MS) for span in SPANS)
 
     def _localise(self, metric: str, alarm: Alarm, window_ms: int, now: int) -> None:
         """Find what an alarm's metric comes down to, and lay it to an outage, or make one of it."""
-        known = [
-            case
-            for case in self._cases
-            if metric in case.usual and _may_meet(slice_of(case.outage.slice.items()), alarm.slice)
-        ]
+        known = [case for case in self._cases if metric in case.metrics and may_meet(case.slice, alarm.slice)]
         if known:
             since = max(min(case.outage.started_ts for case in known), now - FINE * WINDOW_MS)
             spans = [math.ceil((now - since) / WINDOW_MS)]
         else:
-            spans = list(SPANS)
+            spans = self._spans(metric, alarm.slice, now)
         for span in spans:
             since = now - span * WINDOW_MS
-            table = self._table(metric, since)
-            if table is None:
+            excerpt = self._history.excerpt(metric, since)
+            if excerpt is None:
                 continue
-            found = localise(table, metric="missing" if metric == MISSING else "bad", top=4)
-            causes = [cause for cause in found.causes if cause.is_cause and _is_large(cause, metric)]
+            found = localise(excerpt.table, metric="missing" if metric == MISSING else "bad", top=4)
+            causes = [
+                cause
+                for cause in found.causes
+                if cause.is_cause and _is_large(cause, metric)
+                and (metric != MISSING or self._starts.is_absence(slice_of(cause.slice_.items()), since))
+            ]  # fmt: skip
             if causes:
                 for cause in causes:
-                    self._lay(metric, slice_of(cause.slice_.items()), cause, table, since, window_ms, now)
+                    self._lay(metric, slice_of(cause.slice_.items()), cause, excerpt, since, window_ms, now)
                 return
             if found.external:
-                self._lay(metric, (), None, table, since, window_ms, now)
+                self._lay(metric, (), None, excerpt, since, window_ms, now)
                 return
 
+    def _spans(self, metric: str, slice_: Slice, now: int) -> list[int]:
+        """Windows to look back over, of SPANS; where an outage is over, only those that it left calm.
+
+        A slice that nobody was in, such as viewers who were steered away, has no windows of its own meanwhile: the sums
+        that raised the alarm remember the outage.
+        """
+        calm_ms = self._past.end(metric, slice_) - CLOSED_AFTER * WINDOW_MS
+        return [span for span in SPANS if now - span * WINDOW_MS >= calm_ms]
+
     def _lay(
-        self, metric: str, slice_: Slice, cause: Cause | None, table: LeafTable, since: int, window_ms: int, now: int
+        self, metric: str, slice_: Slice, cause: Cause | None, excerpt: Excerpt, since: int, window_ms: int, now: int
     ) -> None:
         """Lay a cause to the outage that it is part of, or make one."""
         vote = cause.evidence.log_likelihood_ratio if cause is not None else 10.0
-        case = self._related(slice_, table)
+        case = self._related(slice_, excerpt)
         if case is None:
             case = self._open(slice_, metric, since, now)
             self._cases.append(case)
-        case.votes[slice_] = case.votes.get(slice_, 0.0) + vote
-        _note_alarm(case, window_ms)
-        best = _best(case)
-        case.usual.setdefault(metric, _usual(metric, best, table, windows=(now - since) / WINDOW_MS))
+        case.vote(slice_, vote)
+        case.note_alarm(window_ms)
+        if metric != MISSING:
+            case.usual.setdefault(metric, self._usual(metric, case.best, since))
+        elif case.starts is None:
+            case.starts = self._starts.before(case.best, since)
         evidence = case.outage.evidence
         if cause is not None:
             told = {"slice": dict(cause.slice_), "metric": metric, "score": cause.score, **evidence_of(cause)}
             others = [one for one in evidence if (one["slice"], one["metric"]) != (told["slice"], metric)]
             evidence = tuple(sorted([told, *others], key=lambda one: -float(one["log_likelihood_ratio"]))[:6])
-        case.outage = replace(case.outage, slice=dict(best), evidence=evidence)
+        case.outage = replace(case.outage, slice=dict(case.best), evidence=evidence)
 
     def _hear_slow(self, alarm: Alarm, now: int, heard: set[str]) -> None:
         """Lay an alarm of many windows to what is open, or make an outage of it where nothing else explains it.
@@ -312,22 +208,20 @@ class OutageTracker:
         explained = False
         excess, vote = alarm.bad - alarm.expected * alarm.total, alarm.evidence * math.log(10)
         for case in self._cases:
-            if alarm.metric in case.usual and _may_meet(slice_of(case.outage.slice.items()), alarm.slice):
+            if alarm.metric in case.metrics and may_meet(case.slice, alarm.slice):
                 explained = True
                 if case.outage.outage_id not in heard and _is_more(case, alarm):
                     heard.add(case.outage.outage_id)
                     case.slow, case.hurt = True, max(case.hurt, excess)
-                    case.votes[alarm.slice] = case.votes.get(alarm.slice, 0.0) + vote
-                    case.outage = replace(case.outage, slice=dict(_best(case)))
-                    _note_alarm(case, alarm.window_ms)
-        for slice_, metrics, _ in self._over:  # sums over an hour remember an outage that is over
-            explained = explained or (alarm.metric in metrics and _may_meet(slice_, alarm.slice))
-        if explained:
+                    case.vote(alarm.slice, vote)
+                    case.outage = replace(case.outage, slice=dict(case.best))
+                    case.note_alarm(alarm.window_ms)
+        if explained or self._past.end(alarm.metric, alarm.slice):  # sums over an hour remember an outage
             return
         case = self._open(alarm.slice, alarm.metric, now - alarm.windows * WINDOW_MS, now)
         heard.add(case.outage.outage_id)
         case.slow, case.hurt = True, excess
-        case.votes[alarm.slice] = vote
+        case.vote(alarm.slice, vote)
         case.usual[alarm.metric] = alarm.expected
         case.outage = replace(case.outage, evidence=({
             "slice": dict(alarm.slice), "metric": alarm.metric, "score": 1.0, "total": alarm.total, "bad": alarm.bad,
@@ -335,64 +229,64 @@ class OutageTracker:
             "ratio_now": alarm.bad / alarm.total, "log_likelihood_ratio": vote, "p_value": 10**-alarm.evidence,
             "windows": alarm.windows,
         },))  # fmt: skip
-        _note_alarm(case, alarm.window_ms)
+        case.note_alarm(alarm.window_ms)
         self._cases.append(case)
 
     def _is_explained(self, metric: str, alarms: Sequence[Alarm], window_ms: int) -> bool:
         """Whether a metric's alarms are what open outages make one expect, so that nothing needs to be searched."""
         for case in self._cases:
-            slice_ = slice_of(case.outage.slice.items())
-            if metric not in case.usual or not any(_may_meet(slice_, alarm.slice) for alarm in alarms):
+            slice_ = case.slice
+            if metric not in case.metrics or not any(may_meet(slice_, alarm.slice) for alarm in alarms):
                 continue
-            _note_alarm(case, window_ms)
+            case.note_alarm(window_ms)
             age = (window_ms - case.outage.detected_ts) // WINDOW_MS
             if age < _SURE_AFTER or age % _AGAIN_EVERY == 0:
                 return False
-        known = [slice_of(case.outage.slice.items()) for case in self._cases if metric in case.usual]
-        return all(any(_may_meet(slice_, alarm.slice) for slice_ in known) for alarm in alarms)
+        known = [case.slice for case in self._cases if metric in case.metrics]
+        return all(any(may_meet(slice_, alarm.slice) for slice_ in known) for alarm in alarms)
 
-    def _related(self, slice_: Slice, table: LeafTable) -> _Case | None:
+    def _related(self, slice_: Slice, excerpt: Excerpt) -> Case | None:
         """The outage that a slice's trouble is part of."""
         for case in self._cases:
-            other = slice_of(case.outage.slice.items())
+            other = case.slice
             if slice_ == other or slice_ in case.votes:
                 return case
         for case in self._cases:
-            other = slice_of(case.outage.slice.items())
-            if set(other) > set(slice_) or _overlap(slice_, other, table) >= SAME:
+            other = case.slice
+            if set(other) > set(slice_) or self._history.overlap(slice_, other, excerpt) >= SAME:
                 return case
         return None
 
-    def _open(self, slice_: Slice, metric: str, since: int, now: int) -> _Case:
+    def _open(self, slice_: Slice, metric: str, since: int, now: int) -> Case:
         name = hashlib.sha256(f"{slice_}{metric}{now}".encode()).hexdigest()[:12]
-        return _Case(
+        return Case(
             Outage(
                 outage_id=name, state="suspected", slice=dict(slice_), effects=(), started_ts=since, detected_ts=now,
                 updated_ts=now,
             )
         )  # fmt: skip
 
-    def _live(self, case: _Case, window_ms: int, now: int) -> None:
+    def _live(self, case: Case, window_ms: int, now: int) -> None:
         """Bring an outage's figures and state up to the window."""
-        slice_ = slice_of(case.outage.slice.items())
+        slice_ = case.slice
+        if case.starts is not None and case.starts.slice != slice_:
+            case.starts = self._starts.before(slice_, case.outage.started_ts)
         effects = self._effects(case, slice_, _EFFECT_WINDOWS)
         excess = max((effect.bad - effect.expected * effect.total for effect in effects), default=0.0)
         alarmed = bool(case.alarmed) and case.alarmed[-1] == window_ms
         case.pace = max(case.pace, excess / _EFFECT_WINDOWS)
         calm = self._is_calm(case, slice_)
         case.calm = case.calm + 1 if calm else 0
-        latest = self._latest(slice_)
+        latest, _ = self._history.since(slice_, window_ms)
         beyond = {
             metric: max(0.0, float(latest[column + 1]) - usual * float(latest[column]))
             for metric, usual in case.usual.items()
-            if metric != MISSING
             for column in (2 * METRICS.index(metric),)
         }
         once = sum(beyond.pop(metric, 0.0) for metric in _ONCE)
         case.hurt = max(case.hurt + max([once, *beyond.values()]), excess)
-        everyone = max(float(self._latest(())[2 * METRICS.index("silence")]), 1.0)
-        for name in case.votes:
-            case.votes[name] *= _VOTE_KEEP
+        everyone = max(float(self._history.since((), window_ms)[0][2 * METRICS.index("silence")]), 1.0)
+        case.fade(_VOTE_KEEP)
         state = self._next_state(case, window_ms)
         outage = case.outage
         if alarmed or state != outage.state:
@@ -402,14 +296,18 @@ class OutageTracker:
                 severity=min(max(excess / everyone, 0.0), 1.0) if alarmed else outage.severity,
             )  # fmt: skip
 
-    def _is_calm(self, case: _Case, slice_: Slice) -> bool:
+    def _is_calm(self, case: Case, slice_: Slice) -> bool:
         """Whether an outage's metrics are as usual now."""
-        if case.slow and self._fine[-1].start_ms - case.alarmed[-1] < 2 * STEP * WINDOW_MS:
+        if case.slow and self._history.latest_ms - case.alarmed[-1] < 2 * STEP * WINDOW_MS:
             return False
         windows = FINE if case.slow else _CALM_WINDOWS if case.pace >= _FEW else _CALM_WINDOWS_OF_FEW
-        return all(_is_usual(effect) for effect in self._effects(case, slice_, windows))
+        if case.starts is not None:
+            since = self._latest_of(case, case.starts.telling(windows, FINE))
+            if self._starts.since(case.starts, since).are_missing:
+                return False
+        return all(_is_usual(effect) for effect in self._shares(case, slice_, windows))
 
-    def _next_state(self, case: _Case, window_ms: int) -> State:
+    def _next_state(self, case: Case, window_ms: int) -> State:
         state = case.outage.state
         lately = sum(window_ms - window < CONFIRMED_WITHIN * WINDOW_MS for window in case.alarmed)
         if state == "suspected":
@@ -420,24 +318,18 @@ class OutageTracker:
             return "closed"
         return "recovering" if case.calm >= RECOVERING_AFTER else "confirmed"
 
-    def _effects(self, case: _Case, slice_: Slice, most: int) -> list[Effect]:
+    def _effects(self, case: Case, slice_: Slice, most: int) -> list[Effect]:
         """An outage's metrics over some of the latest windows, or since it began."""
-        since = max(case.outage.started_ts, self._fine[-1].start_ms - (most - 1) * WINDOW_MS)
-        inside = self._members(slice_)
-        counts = np.zeros(WIDTH, np.int64)
-        for block in self._fine:
-            if block.start_ms >= since:
-                counts += block.counts[inside[block.leaves]].sum(axis=0)
-        windows = sum(block.start_ms >= since for block in self._fine)
+        shares = self._shares(case, slice_, most)
+        if case.starts is None:
+            return shares
+        return [*shares, self._starts.since(case.starts, self._latest_of(case, most)).effect()]
+
+    def _shares(self, case: Case, slice_: Slice, most: int) -> list[Effect]:
+        """Those of its metrics that are shares of bad ones."""
+        counts, _ = self._history.since(slice_, self._latest_of(case, most))
         effects = []
         for metric, usual in case.usual.items():
-            if metric == MISSING:
-                began, wanted = int(counts[ATTEMPTS]), usual * windows
-                short = max(0, round(wanted - began))
-                effects.append(
-                    Effect(metric=metric, expected=0.0, now=short / max(wanted, 1.0), total=round(wanted), bad=short)
-                )
-                continue
             column = 2 * METRICS.index(metric)
             total, bad = int(counts[column]), int(counts[column + 1])
             effects.append(
@@ -445,25 +337,23 @@ class OutageTracker:
             )
         return effects
 
-    def _latest(self, slice_: Slice) -> Ints:
-        """Counts of a slice in the latest window (WIDTH,)."""
-        block = self._fine[-1]
-        counts: Ints = block.counts[self._members(slice_)[block.leaves]].sum(axis=0)
-        return counts
+    def _latest_of(self, case: Case, most: int) -> int:
+        """When some of the latest windows began, or the outage, whichever is later."""
+        return max(case.outage.started_ts, self._history.latest_ms - (most - 1) * WINDOW_MS)
+
+    def _usual(self, metric: str, slice_: Slice, since_ms: int) -> float:
+        """Share of bad ones that was usual in a slice before a moment."""
+        counts, _ = self._history.before(slice_, since_ms)
+        everyone, _ = self._history.before((), since_ms)
+        column = 2 * METRICS.index(metric)
+        whole = (float(everyone[column + 1]) + 0.5) / (float(everyone[column]) + 1.0)
+        return (float(counts[column + 1]) + 20.0 * whole) / (float(counts[column]) + 20.0)
 
     def state(self) -> dict[str, Any]:
         """A checkpoint: JSON-able, versioned."""
         return stamped(_KIND, _VERSION, {
-            "names": self._names,
-            **{name: [_dumped(block) for block in blocks]
-               for name, blocks in (("fine", self._fine), ("coarse", self._coarse), ("filling", self._filling))},
-            "gaps": list(self._gaps.items()), "over": self._over,
-            "cases": [
-                {"outage": as_json(case.outage), "votes": list(case.votes.items()), "usual": case.usual,
-                 "alarmed": case.alarmed, "calm": case.calm, "hurt": case.hurt,
-                 "pace": case.pace, "slow": case.slow}
-                for case in self._cases
-            ],
+            "history": self._history.state(), "season": self._starts.state(),
+            "gaps": self._gaps.state(), "over": self._past.state(), "cases": [case.state() for case in self._cases],
         })  # fmt: skip
 
     @classmethod
@@ -475,37 +365,19 @@ class OutageTracker:
         """
         state = checked(state, _KIND, _VERSION)
         tracker = cls()
-        tracker._learn(tuple(leaf) for leaf in state["names"])
-        tracker._fine = deque(_undumped(block) for block in state["fine"])
-        tracker._coarse = deque(_undumped(block) for block in state["coarse"])
-        tracker._filling = [_undumped(block) for block in state["filling"]]
-        tracker._gaps = {slice_of(pairs): seen for pairs, seen in state["gaps"]}
-        tracker._cases = [
-            _Case(
-                from_json(case["outage"]), {slice_of(pairs): vote for pairs, vote in case["votes"]},
-                dict(case["usual"]), list(case["alarmed"]), case["calm"], case["hurt"], case["pace"], case["slow"],
-            )
-            for case in state["cases"]
-        ]  # fmt: skip
-        tracker._over = [(slice_of(pairs), tuple(metrics), end) for pairs, metrics, end in state["over"]]
+        tracker._history = History.from_state(state["history"])
+        tracker._starts = StartWatch.from_state(state["season"], tracker._history)
+        tracker._gaps = Gaps.from_state(state["gaps"])
+        tracker._cases = [Case.from_state(case) for case in state["cases"]]
+        tracker._past = Past.from_state(state["over"])
         return tracker
 
 
-def _is_more(case: _Case, alarm: Alarm) -> bool:
+def _is_more(case: Case, alarm: Alarm) -> bool:
     """Whether an alarm of many windows says more of an outage. Of one that recovers, wider slices' sums hold it yet."""
     state = case.outage.state
-    own = slice_of(case.outage.slice.items()) == alarm.slice
+    own = case.slice == alarm.slice
     return state == "suspected" or (case.slow and (state == "confirmed" or own))
-
-
-def _best(case: _Case) -> Slice:
-    """The slice that most evidence has spoken for."""
-    return max(case.votes, key=lambda one: case.votes[one])
-
-
-def _note_alarm(case: _Case, window_ms: int) -> None:
-    if not case.alarmed or case.alarmed[-1] != window_ms:
-        case.alarmed = [*case.alarmed[-5:], window_ms]
 
 
 def _by_metric(alarms: Iterable[Alarm]) -> list[tuple[str, list[Alarm]]]:
@@ -527,69 +399,3 @@ def _is_usual(effect: Effect) -> bool:
     """Whether a metric is no worse than chance makes of what was usual."""
     wanted = effect.expected * effect.total
     return effect.bad <= 1.2 * wanted + 2.5 * math.sqrt(wanted + 1.0)
-
-
-def _may_meet(one: Slice, other: Slice) -> bool:
-    """Whether a session can be in both."""
-    named = dict(other)
-    return all(named.get(dimension, value) == value for dimension, value in one)
-
-
-_PLACE: Final = {dimension: place for place, dimension in enumerate(DIMENSIONS)}
-
-
-def _renumbered(codes: Ints, names: Sequence[str]) -> tuple[tuple[str, ...], Ints]:
-    """Values in the order in which they first come, and the codes by their places there (L,)."""
-    first = np.full(len(names), -1)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
-    there = np.flatnonzero(first >= 0)
-    there = there[np.argsort(first[there])]
-    places = np.zeros(len(names), np.int64)
-    places[there] = np.arange(len(there))
-    return tuple(names[code] for code in there.tolist()), places[codes]
-
-
-def _members(slice_: Slice, table: LeafTable) -> NDArray[np.bool_]:
-    inside = np.ones(len(table.codes), bool)
-    for dimension, value in slice_:
-        if dimension not in table.dimensions:  # all have the same
-            continue
-        place = table.dimensions.index(dimension)
-        values = table.values[place]
-        inside &= table.codes[:, place] == (values.index(value) if value in values else -1)
-    return inside
-
-
-def _overlap(one: Slice, other: Slice, table: LeafTable) -> float:
-    """Share of one slice's trouble that lies in another."""
-    if not _may_meet(one, other):
-        return 0.0
-    trouble = table.bad if table.bad.any() else np.maximum(table.total_before - table.total, 0.0)
-    first, second = _members(one, table), _members(other, table)
-    return float(trouble[first & second].sum()) / max(float(trouble[first].sum()), 1.0)
-
-
-def _usual(metric: str, slice_: Slice, table: LeafTable, *, windows: float) -> float:
-    """Share of bad ones that was usual in a slice; of MISSING, starts a window."""
-    inside = _members(slice_, table)
-    before = float(table.total_before[inside].sum())
-    if metric == MISSING:
-        return before / windows
-    whole = (float(table.bad_before.sum()) + 0.5) / (float(table.total_before.sum()) + 1.0)
-    return (float(table.bad_before[inside].sum()) + 20.0 * whole) / (before + 20.0)
-
-
-def _added(blocks: Sequence[_Block]) -> _Block:
-    leaves, ids = np.unique(np.concatenate([block.leaves for block in blocks]), return_inverse=True)
-    counts = np.zeros((len(leaves), WIDTH), np.int64)
-    np.add.at(counts, ids, np.concatenate([block.counts for block in blocks]))
-    return _Block(blocks[0].start_ms, sum(block.windows for block in blocks), leaves, counts)
-
-
-def _dumped(block: _Block) -> list[Any]:
-    return [block.start_ms, block.windows, block.leaves.tolist(), block.counts.tolist()]
-
-
-def _undumped(dumped: Sequence[Any]) -> _Block:
-    leaves = np.array(dumped[2], np.int64)
-    return _Block(dumped[0], dumped[1], leaves, np.array(dumped[3], np.int64).reshape(len(leaves), WIDTH))

@@ -5,6 +5,7 @@ Playhead-Delivery: the change's id, the same however often it is sent
 Playhead-Signature: sha256=HMAC of the body, where there is a secret
 """
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -21,13 +22,15 @@ import redis
 from serve.errors import InvalidInput
 from serve.watchtower import board
 from serve.watchtower.board import Store
-from serve.watchtower.leases import LeaseLost, Leases
+from serve.watchtower.leases import RENEW_S, LeaseLost, Leases
 
 ADDRESS_VARIABLE: Final = "PLAYHEAD_OUTAGE_WEBHOOK"
 SECRET_VARIABLE: Final = "PLAYHEAD_OUTAGE_WEBHOOK_SECRET"  # noqa: S105 - a name, not a secret
 
 _POSITION: Final = board.state_key(board.WEBHOOK_ROLE)
-_TIMEOUT_S: Final = 5.0
+_DEADLINE_S: Final = 10.0
+"""Of a delivery as a whole, up to the answer's headers; the role's lease is renewed meanwhile."""
+
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
 _IDLE_S: Final = 0.5
@@ -60,12 +63,24 @@ class WebhookSettings:
         address = env.get(ADDRESS_VARIABLE, "")
         if not address:
             return None
-        parts = urlsplit(address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        if not _can_be_asked(address):
             raise InvalidInput(
-                field=ADDRESS_VARIABLE, got=address, expected="an http or https address", next_step="Correct it."
-            )
+                field=ADDRESS_VARIABLE, got=address,
+                expected="an http or https address with a host, no spaces and no line's end",
+                next_step="Correct it; where it comes from a file, mind the line's end: $(cat FILE) leaves it out.",
+            )  # fmt: skip
         return cls(address=address, secret=env.get(SECRET_VARIABLE, ""))
+
+
+def _can_be_asked(address: str) -> bool:
+    """Whether there may be somebody at an address."""
+    try:
+        parts, url = urlsplit(address), httpx.URL(address)
+        port = parts.port  # a property that raises
+    except (ValueError, httpx.InvalidURL):
+        return False
+    plain = address.isprintable() and " " not in address  # urlsplit itself leaves out a line's end
+    return plain and parts.scheme in {"http", "https"} and bool(parts.hostname and url.host) and port != 0
 
 
 class Webhook:
@@ -84,24 +99,34 @@ class Webhook:
         self._tries = 0
 
     def run(self, stop: threading.Event) -> None:
-        """Tell changes until told to stop."""
-        with httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False) as client:
+        """Tell changes until told to stop; whatever goes wrong is logged and waited out."""
+        with asyncio.Runner() as runner:
             while not stop.is_set():
                 try:
-                    pause_s = self.step(client)
+                    pause_s = self.step(runner)
                 except LeaseLost:
                     pause_s = _IDLE_S
                 except (redis.RedisError, OSError):
                     _log.exception("webhook: the store does not answer, will try again")
                     pause_s = _FIRST_PAUSE_S
+                except Exception:  # noqa: BLE001 - nothing ends it unheard
+                    _log.exception("webhook: a step failed, will try again")
+                    pause_s = _LONGEST_PAUSE_S
                 stop.wait(pause_s)
         try:
             self._leases.close()
         except (redis.RedisError, OSError):
             _log.warning("webhook: its lease was left to end by itself")
 
-    def step(self, client: httpx.Client) -> float:
-        """Tell the next change, if there is one; gives how long to wait for the next step, s."""
+    def step(self, runner: asyncio.Runner) -> float:
+        """Tell the next change, if there is one.
+
+        Args:
+            runner: sends it.
+
+        Returns:
+            How long to wait for the next step, s.
+        """
         self._leases.tick()
         lease = self._leases.held.get(board.WEBHOOK_ROLE)
         if lease is None:
@@ -115,7 +140,7 @@ class Webhook:
         if not found:
             return _IDLE_S
         ((name, fields),) = found[0][1]
-        why = self._deliver(client, name.decode(), fields.get(board.CHANGE, b""))
+        why = self._deliver(runner, name.decode(), fields.get(board.CHANGE, b""))
         self._tries += 1
         if why and self._tries < MOST_TRIES:
             _log.warning("webhook: change %s was not taken, will try again: %s", name.decode(), why)
@@ -126,18 +151,46 @@ class Webhook:
         self._leases.commit(lease, [["SET", _POSITION, name]])
         return 0.0
 
-    def _deliver(self, client: httpx.Client, name: str, body: bytes) -> str:
+    def _deliver(self, runner: asyncio.Runner, name: str, body: bytes) -> str:
         """Send one change; why it was not taken, empty where it was (or never will be)."""
-        headers = {"Content-Type": "application/json", "Playhead-Delivery": name}
-        if self._settings.secret:
-            digest = hmac.new(self._settings.secret.encode(), body, hashlib.sha256).hexdigest()
-            headers["Playhead-Signature"] = f"sha256={digest}"
         try:
-            status = client.post(self._settings.address, content=body, headers=headers).status_code
-        except httpx.HTTPError as error:
-            return type(error).__name__
+            status = runner.run(self._send(name, body))
+        except TimeoutError:
+            return f"no answer within {_DEADLINE_S:g} s"
+        except Exception as error:  # noqa: BLE001 - no change may hold the others up for ever
+            return f"{type(error).__name__}: {error}"
         if status >= 500 or status in _AGAIN:
             return f"HTTP {status}"
         if status >= 300:
             _log.error("webhook: change %s was refused with HTTP %d", name, status)
         return ""
+
+    async def _send(self, name: str, body: bytes) -> int:
+        """POST a change; the answer's status. What else the answer holds is not read.
+
+        Raises:
+            TimeoutError: there was none before the deadline.
+            httpx.HTTPError: nobody can be reached.
+        """
+        headers = {"Content-Type": "application/json", "Playhead-Delivery": name}
+        if self._settings.secret:
+            digest = hmac.new(self._settings.secret.encode(), body, hashlib.sha256).hexdigest()
+            headers["Playhead-Signature"] = f"sha256={digest}"
+        renewing = asyncio.create_task(self._keep_lease())
+        try:
+            async with (
+                asyncio.timeout(_DEADLINE_S),
+                httpx.AsyncClient(timeout=None, follow_redirects=False) as client,  # noqa: S113 - a line above
+                client.stream("POST", self._settings.address, content=body, headers=headers) as answer,
+            ):
+                return answer.status_code
+        finally:
+            renewing.cancel()
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                self._leases.tick()
+            except (redis.RedisError, OSError):
+                _log.warning("webhook: the store does not answer, its lease could not be renewed")

@@ -13,7 +13,7 @@ from serve.metrics import Metrics
 FILE = Path(__file__).parents[2] / "deployments" / "prometheus" / "alerts.yml"
 ASKED = {
     "OutageConfirmed", "WatchtowerStale", "TelemetryMalformed", "HighErrorRate", "SlowAnswers", "ModelRefused",
-    "SelfAlarm",
+    "SelfAlarm", "TelemetryRefused",
 }  # fmt: skip
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 METRIC = re.compile(r"\bplayhead_\w+")

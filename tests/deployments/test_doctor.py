@@ -1,7 +1,9 @@
 import os
 import socket
+import time
 
 import pytest
+import redis
 
 from deployments.doctor import (
     CHECKS,
@@ -17,6 +19,7 @@ from deployments.doctor import (
     check_redis,
     check_registry,
     check_stack,
+    check_watchtower,
     examine,
 )
 from deployments.network import free_ports
@@ -24,6 +27,7 @@ from deployments.processes import ProcessRecord
 from deployments.state import RunFolder, StackLock, StackState
 from features.settings import Settings
 from serve.artifacts import set_champion
+from serve.watchtower import board
 from tests.contracts.small_model import copy_of, small_artifact
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import install_model
@@ -155,3 +159,29 @@ def test_a_check_that_breaks_does_not_hide_the_others(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     findings = list(examine(Circumstances(settings=settings, environment={})))
     assert [finding.part for finding in findings] == list(CHECKS)
+
+
+def test_a_watchtower_that_judges_nothing(seen, settings):
+    folder = RunFolder(settings.home)
+    me = ProcessRecord.of("watchtower", os.getpid())
+    state = StackState(
+        supervisor=me, url="http://127.0.0.1:1", placement="local", data="d", redis_url=settings.redis_url,
+        parts={"watchtower": me}, ready=True,
+    )  # fmt: skip
+    now_ms = int(time.time() * 1000)
+    state.write(folder)
+    lock = StackLock(folder)
+    assert lock.take()
+    with redis.Redis.from_url(settings.redis_url) as store:
+        store.set(board.AS_OF, now_ms - 5_000)
+        finding = check_watchtower(seen(settings=settings))
+        assert (finding.verdict, finding.text) == (Verdict.OK, "judged up to 5 s ago")
+        began_ms = int(me.process().create_time() * 1000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("deployments.doctor.time.time", lambda: began_ms / 1000 + 200)
+            store.set(board.AS_OF, began_ms + 100_000)
+            finding = check_watchtower(seen(settings=settings))
+        assert finding.verdict is Verdict.WRONG
+        assert finding.text == "has judged nothing for 100 s"
+        assert str(os.getpid()) in finding.next_step
+    lock.release()

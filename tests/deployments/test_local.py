@@ -11,6 +11,7 @@ import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -19,6 +20,7 @@ import redis
 from deployments import valkey
 from deployments.local import Stack, StackOptions, options_json
 from deployments.network import free_ports, listeners
+from deployments.processes import ProcessRecord
 from deployments.state import RunFolder, StackError, StackState
 
 
@@ -268,3 +270,25 @@ def valkey_port(state):
 
 def vars_of(options):
     return {name: getattr(options, name) for name in options.__slots__}
+
+
+def test_a_part_that_dies_again_and_again_rests_longer_and_ends_nothing(home_settings, monkeypatch):
+    stack = Stack(home_settings, StackOptions(prepare=False), Silent())
+    started = []
+    monkeypatch.setattr(stack, "_start_worker", started.append)
+    monkeypatch.setattr(stack, "_write_state", lambda: None)
+    dead = SimpleNamespace(record=ProcessRecord.of("watchtower", os.getpid()), log="watchtower.log")
+    monkeypatch.setattr("deployments.local.processes.end", lambda *_, **__: [])
+    stack._children["watchtower"] = stack._children["ray"] = dead
+    rests = []
+    for _ in range(9):
+        stack._restart("watchtower", "ended")
+        rests.append(round(stack._resting["watchtower"] - time.monotonic()))
+    assert started == ["watchtower"] * 9
+    assert rests == [0] * 5 + [32, 60, 60, 60]
+    monkeypatch.setattr(stack, "_start_cluster", lambda: None)
+    monkeypatch.setattr(stack, "_serve", lambda: None)
+    for _ in range(5):
+        stack._restart("ray", "ended")
+    with pytest.raises(StackError, match="6 times"):
+        stack._restart("ray", "ended")

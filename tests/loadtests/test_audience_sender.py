@@ -170,3 +170,19 @@ def test_settings_that_cannot_be_kept_are_refused_by_name(wrong):
     with pytest.raises(InvalidInput) as caught:
         SenderSettings(base_url="http://127.0.0.1", **wrong)
     assert caught.value.field == next(iter(wrong))
+
+
+def test_reports_that_take_time_to_make_do_not_hold_up_what_is_in_flight(reports, collector):
+    collector.statuses += [503, 503]  # so the first is tried again, while the next are made
+    made = []
+
+    async def slowly():
+        for place, one in enumerate(reports):
+            if place == len(reports) - 1:
+                await asyncio.sleep(1)
+                made.append(time.time())
+            yield one
+
+    sent = asyncio.run(send(slowly(), SenderSettings(base_url=collector.url, factor=100, tick_s=0.1)))
+    assert (sent.reports, sent.accepted) == (len(reports), len(reports))
+    assert sum(at < made[0] for at, *_ in collector.taken) >= 4

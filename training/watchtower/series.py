@@ -65,7 +65,13 @@ def read_series(path: Path) -> Series:
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, float, float]]:
     reader = csv.reader(text.splitlines())
-    for cells in reader:
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise _refused(path, reader.line_num, str(error), f"two columns: {ROW}") from error
+        if cells is None:
+            return
         line = reader.line_num
         stripped = [cell.strip() for cell in cells]
         if not any(stripped) or (line == 1 and tuple(cell.lower() for cell in stripped) == HEADER):

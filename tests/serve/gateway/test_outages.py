@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,8 @@ import yaml
 from serve.arguments import Arguments
 from serve.clock import now_ms
 from serve.gateway import outages as routes
-from serve.gateway.outages import OutageList
+from serve.gateway.outages import OutageBoard, OutageList, OutageRoutes
+from serve.metrics import Metrics
 from serve.watchtower import board
 from serve.watchtower.outages import Effect, Outage
 from tests.conftest import ValkeyProcess
@@ -133,6 +135,64 @@ async def test_a_stream_tells_what_is_open_and_then_each_change(
         assert [(name, one["state"]) async for name, one in events(again)] == [(NOW + 5_000, "closed")]
         nothing = await client.get("/v1/outages/stream", headers={"last-event-id": str(NOW + 5_000)})
         assert [name async for name, _ in events(nothing)] == []
+
+
+class StillBoard(OutageBoard):
+    """Knows some outages without a store."""
+
+    def __init__(self, arguments: Arguments, *outages: Outage, as_of_ms: int = NOW) -> None:
+        super().__init__(arguments.settings(), Metrics())
+        self.put(*outages, as_of_ms=as_of_ms)
+
+    def put(self, *outages: Outage, as_of_ms: int = NOW) -> None:
+        self._known |= {outage.outage_id.encode(): outage for outage in outages}
+        self._dumped |= {outage.outage_id.encode(): board.dump_outage(outage) for outage in outages}
+        self._as_of_ms = as_of_ms
+
+
+async def follow(known: OutageBoard, last_id: str = "", *, most: int = 99) -> tuple[list[tuple[str, str]], str]:
+    """Outages of a stream that is cut off after some, each with its state, and the id that EventSource ends with."""
+    found: list[tuple[str, str]] = []
+    stream = OutageRoutes(known)._changes(routes._moment(last_id), asyncio.get_running_loop().time() + 0.05)
+    async with aclosing(stream):
+        async for event in stream:
+            fields = dict(line.split(": ", 1) for line in event.decode().strip().splitlines())
+            last_id = fields.get("id", last_id)
+            if "data" in fields:
+                outage = orjson.loads(fields["data"])
+                found.append((outage["outage_id"], outage["state"]))
+            if len(found) == most:
+                break
+    return found, last_id
+
+
+async def test_a_stream_that_is_cut_off_anywhere_misses_nothing(arguments: Arguments) -> None:
+    early = replace(OUTAGE, outage_id="late-found", detected_ts=NOW - 10_000, updated_ts=NOW - 10_000)
+    known = StillBoard(
+        arguments, OUTAGE, replace(OUTAGE, outage_id="o2"), replace(OUTAGE, outage_id="o3"), early, CLOSED
+    )
+    every = [("late-found", "confirmed"), *((f"o{place}", "confirmed") for place in (1, 2, 3))]
+    for cut in range(1, 5):
+        first, last_id = await follow(known, most=cut)
+        second, last_id = await follow(known, last_id)
+        assert len(first) == cut
+        assert set(first) | set(second) >= set(every)
+        assert first[0] == every[0], "the oldest change first: else its id would hide those before"
+        assert await follow(known, last_id) == ([], last_id)
+
+
+async def test_who_was_told_of_nothing_yet_hears_of_what_came_and_went_meanwhile(arguments: Arguments) -> None:
+    known = StillBoard(arguments, CLOSED)
+    nothing, last_id = await follow(known)
+    assert (nothing, last_id) == ([], str(NOW))
+    known.put(replace(OUTAGE, state="closed", updated_ts=NOW + 90_000), as_of_ms=NOW + 100_000)
+    assert (await follow(known, last_id))[0] == [("o1", "closed")]
+
+
+async def test_a_watchtower_that_began_anew_is_heard(arguments: Arguments) -> None:
+    known = StillBoard(arguments, OUTAGE, CLOSED)
+    assert (await follow(known, str(NOW + 3_600_000)))[0] == [("o1", "confirmed")]
+    assert (await follow(StillBoard(arguments, OUTAGE, as_of_ms=0)))[0] == [], "nothing was read yet"
 
 
 async def test_steering_goes_by_what_the_watchtower_tells(

@@ -1,6 +1,7 @@
 """POST, GET and OPTIONS /v1/telemetry in one process, on a real Valkey: what is acknowledged is in the log."""
 
 import asyncio
+import gzip
 from typing import Any
 
 import httpx
@@ -138,6 +139,28 @@ async def test_what_was_acknowledged_outlives_a_killed_store(
         assert len(logged(own)) == 4
 
 
+async def test_a_log_is_bounded_in_bytes_as_well(
+    arguments: Arguments, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "MOST_BYTES", 300_000)
+    monkeypatch.setattr(log, "_ASKED_EVERY_BYTES", 50_000)
+    large = "\n".join(f'e=t,sid="one",ts={place},x-a="{"y" * 300}"' for place in range(200))
+    async with open_client(arguments) as client:
+        statuses = [(await client.post("/v1/telemetry", content=large, headers=CMCD)).status_code for _ in range(12)]
+        assert statuses[:3] == [200] * 3
+        assert statuses[-1] == 503
+        with redis.Redis.from_url(arguments.settings().redis_url) as store:
+            assert store.memory_usage(stream_key(log.partition_of("one"))) < 500_000
+            store.xtrim(stream_key(log.partition_of("one")), maxlen=0, approximate=False)
+        assert (await client.post("/v1/telemetry", content=large, headers=CMCD)).status_code == 200
+
+
+async def test_a_compressed_body_is_refused_by_its_name(client: httpx.AsyncClient) -> None:
+    content = gzip.compress(b'e=t,sid="one"')
+    answer = await client.post("/v1/telemetry", content=content, headers=CMCD | {"Content-Encoding": "gzip"})
+    assert problem_of(answer, 415)["field"] == "Content-Encoding"
+
+
 async def test_a_log_that_nobody_reads_refuses_more_and_drops_nothing(
     arguments: Arguments, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +170,10 @@ async def test_a_log_that_nobody_reads_refuses_more_and_drops_nothing(
         taken = [(await client.post("/v1/telemetry", content=one, headers=CMCD)).status_code for _ in range(5)]
         assert taken == [200, 200, 200, 503, 503]
         assert len(logged(arguments)) == 3
+        await asyncio.sleep(1.2)
+        text = (await client.get("/metrics")).text
+        assert 'playhead_telemetry_reports_total{outcome="accepted"} 3.0' in text
+        assert 'playhead_telemetry_reports_total{outcome="refused"} 2.0' in text
         with redis.Redis.from_url(arguments.settings().redis_url) as store:
             store.xtrim(stream_key(log.partition_of("one")), maxlen=0, approximate=False)
         assert (await client.post("/v1/telemetry", content=one, headers=CMCD)).status_code == 200

@@ -1,6 +1,7 @@
 """CMCD in both versions: the standards' own examples, round trips, and nothing that can break the reader."""
 
 import string
+import time
 from typing import Any
 
 import pytest
@@ -256,3 +257,20 @@ def test_what_is_known_is_bounded() -> None:
         read([f"com.x-y={number}.5", f'com.x-z="{"x" * module._KNOWN_LENGTH}{number}"'])
     assert len(module._known) <= module._KNOWN_MOST
     assert max(map(len, module._known)) <= module._KNOWN_LENGTH
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ['\\"', 'y=\\",', 'a=(\\",', 'a=("x",', 'a=(",b=("', 'a=";', ',a="\x00', "a=(", ";a=1", "aaa ", '"",', '"'],
+)
+def test_no_text_takes_longer_than_in_proportion_to_its_length(unit: str) -> None:
+    def cpu_s(length: int) -> float:
+        text = ("x=" + unit * length)[:length]
+        taken = []
+        for _ in range(3):
+            began = time.process_time()
+            read([text])
+            taken.append(time.process_time() - began)
+        return min(taken)
+
+    assert cpu_s(MAX_LENGTH) < 8 * cpu_s(MAX_LENGTH // 4) + 0.002

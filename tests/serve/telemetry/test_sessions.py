@@ -43,6 +43,7 @@ class Desk:
     def __init__(self, **more: Any) -> None:
         self.over: list[Summary] = []
         self.windows: list[Window] = []
+        self.touched: set[str] = set()
         self.sessions = Sessions(T0, closed=self.over.append, **more)
 
     def hear(self, reports: Sequence[Report]) -> None:
@@ -61,6 +62,16 @@ class Desk:
     @property
     def attempts(self) -> int:
         return sum(row[ATTEMPTS] for window in self.windows for row in window.counts.values())
+
+
+def reloaded(desk: Desk) -> Desk:
+    """The same, after its sessions were written down and read again."""
+    sessions = desk.sessions
+    desk.touched |= sessions.touched
+    each = [found.dump() for name in sorted(desk.touched) if (found := sessions.session(name))]
+    dumped = orjson.loads(orjson.dumps([sessions.dump(), each]))
+    desk.sessions = Sessions.load(dumped[0], dumped[1], closed=desk.over.append)
+    return desk
 
 
 def played(rows: Sequence[Row], **more: Any) -> list[Report]:
@@ -199,6 +210,75 @@ def test_an_id_that_plays_again_is_another_session() -> None:
     desk.wait_until(80_000 + LINGER_MS + 2 * WINDOW_MS)
     assert [one.end for one in desk.over] == ["ended", "ended"]
     assert desk.attempts == 2
+
+
+@pytest.mark.parametrize("delay", [10_000, LINGER_MS + 60_000, DEAD_MS - WINDOW_MS])
+def test_what_is_sent_again_minutes_after_the_end_counts_once(delay: int) -> None:
+    desk = Desk()
+    failing: list[Row] = [(0, {"e": "ps", "sta": "s", "sn": 1}), (9_000, {"e": "e", "sta": "f", "sn": 2})]
+    desk.hear(played(failing))
+    desk.wait_until(9_000 + delay)
+    desk = reloaded(desk)
+    for at, values in failing:
+        desk.hear([report(at, late=9_000 + delay - at, **values)])
+    desk.wait_until(2_000_000)
+    assert (desk.attempts, desk.count("start_failures"), len(desk.over)) == (1, (1, 1), 1)
+    tally = desk.sessions.tally
+    assert (tally.reports, tally.duplicates + tally.late) == (4, 2)
+    assert len(desk.sessions) == 0
+
+
+def test_an_id_that_was_told_of_plays_again_as_another_and_is_known_by_little() -> None:
+    desk = Desk()
+    desk.hear(played(PLAY))
+    desk.wait_until(60_000 + LINGER_MS + 2 * WINDOW_MS)
+    assert [one.end for one in desk.over] == ["ended"]
+    known = desk.sessions.session("a")
+    assert known is not None
+    assert (known.recent, known.fold.at_kbps) == ([], {})
+    desk.hear([report(200_000, e="ps", sta="s"), report(201_000, e="ps", sta="p"), report(280_000, e="ps", sta="e")])
+    desk.wait_until(280_000 + LINGER_MS + 2 * WINDOW_MS)
+    assert [one.end for one in desk.over] == ["ended", "ended"]
+    assert desk.attempts == 2
+
+
+SET_BACK = -3_600_000
+
+
+def watched(minutes: int, *, set_back_at: int) -> list[Report]:
+    """A viewing with a report every ten seconds; the player's clock is set back an hour in the middle."""
+    rows: list[Row] = [(10_000 * place, {"e": "t", "sta": "p", "sn": place}) for place in range(6 * minutes)]
+    end = 60_000 * minutes
+    rows += [(end + 1, {"e": "e", "sn": 900}), (end + 5_000, {"e": "ps", "sta": "r", "sn": 901})]
+    rows += [(end + 9_000, {"e": "ps", "sta": "p", "sn": 902}), (end + 20_000, {"e": "ps", "sta": "e", "sn": 903})]
+    return [report(at, skew=SET_BACK if at >= set_back_at else 0, late=40, **values) for at, values in rows]
+
+
+def test_a_clock_that_is_set_back_is_followed() -> None:
+    desk = Desk()
+    for one in watched(10, set_back_at=400_000):
+        desk.hear([one])
+        desk = reloaded(desk)  # whatever was lost so far is in the checkpoint
+    desk.wait_until(2_000_000)
+    (found,) = desk.over
+    assert (found.end, found.errors, found.stalls, found.stall_ms) == ("ended", 1, 1, 4_000)
+    assert found.played_ms == pytest.approx(600_000 + 5_000 + 11_000, abs=50)
+    assert (found.first_ms, found.last_ms) == (T0 + 40, T0 + 620_040)
+    assert desk.count("errors")[1] == 1
+    assert desk.sessions.tally.late == 0
+
+
+def test_reports_that_are_late_are_no_clock_that_was_set_back() -> None:
+    desk = Desk()
+    desk.hear(watched(10, set_back_at=10**9)[:50])
+    kept = [report(1_000 * place, late=490_000, e="t", sta="p", sn=500 + place) for place in range(10)]
+    desk.hear([Report("a", one.received_ms + place, one.values, {}) for place, one in enumerate(kept)])  # at once
+    between = [report(60_000 + 10_000 * place, late=450_000, e="t", sn=600 + place) for place in range(8)]
+    live = [report(505_000 + 10_000 * place, e="t", sta="p", sn=700 + place) for place in range(8)]
+    desk.hear(sorted([*between, *live], key=lambda one: one.received_ms))
+    session = desk.sessions.session("a")
+    assert session is not None
+    assert (session.offset, desk.sessions.tally.late) == (0, 18)
 
 
 def test_memory_is_bounded_by_the_longest_silent() -> None:

@@ -11,7 +11,8 @@ import pytest
 from serve.telemetry.windows import METRICS, WIDTH, WINDOW_MS, Window
 from serve.watchtower.alarms import Alarm
 from serve.watchtower.drifts import DRIFTING, LONGEST, STEP, DriftWatch
-from serve.watchtower.tracker import CLOSED_AFTER, FINE, OutageTracker
+from serve.watchtower.history import FINE
+from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker
 
 T0 = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 ROWS = np.arange(20)
@@ -82,7 +83,7 @@ def test_a_row_that_is_another_slices_is_learned_anew() -> None:
     alarms = []
     for at, counts in counted(BURNS_AT + 400, burning):
         if (at - T0) // WINDOW_MS == BURNS_AT + 100:
-            watch.forget(BROKEN)
+            watch.forget(np.array([BROKEN]))
         alarms += list(watch.see(at, ROWS, counts, KNOWN))
     assert alarms == []
 

@@ -356,6 +356,25 @@ def test_only_the_owner_writes(store: redis.Redis) -> None:
     assert (store.get("a"), leases.held) == (b"4", {"role": again})
 
 
+def test_leases_are_held_through_a_long_step_but_not_by_one_that_is_stuck(
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"LEASE_MS": 300, "RENEW_S": 0.05, "MOST_STUCK_S": 1.0}.items():
+        monkeypatch.setattr(f"serve.watchtower.leases.{name}", value)
+    leases = Leases(store, "one", ["role"])
+    with leases.renewing():
+        leases.tick()
+        lease = leases.held["role"]
+        time.sleep(0.7)  # the step
+        leases.commit(lease, [["SET", "a", 1]])
+        assert leases.held == {"role": lease}
+        leases.tick()
+        wait_for(lambda: store.get(board.lease_key("role")) is None, 10)
+        with pytest.raises(LeaseLost):
+            leases.commit(lease, [["SET", "a", 2]])
+    assert store.get("a") == b"1"
+
+
 def test_a_replica_that_was_away_while_another_worked_goes_on_from_there(
     store: redis.Redis, settings: Settings
 ) -> None:

@@ -44,8 +44,9 @@ def windows(count: int, change: Change = lambda *_: None, seed: int = 0) -> Iter
     for place in range(count):
         window = Window(T0 + place * WINDOW_MS)
         for leaf, size in known:
-            rates = {**USUAL, "crowd": 1.0, "heard": 1.0, "starts": 1.0}
+            rates = {**USUAL, "crowd": 1.0, "heard": 1.0, "starts": 1.0, "here": 1.0}
             change(leaf, place, rates)
+            size *= rates["here"]  # noqa: PLW2901 - of this window
             there = random.poisson(8 * size * rates["crowd"] ** 0.2)
             begun = random.poisson(0.25 * size * rates["crowd"] * rates["starts"])
             row = [0] * WIDTH
@@ -119,6 +120,22 @@ def test_a_broken_slice_is_named_followed_and_closed(
         ["suspected", "confirmed", "recovering", "closed"],
         ["suspected", "confirmed", "recovering", "confirmed", "recovering", "closed"],
     )
+
+
+def test_viewers_who_come_back_after_an_outage_are_no_other() -> None:
+    """Steered away, they leave no windows: when they are back, the sums of the slice remember the outage."""
+
+    def change(leaf: Leaf, place: int, rates: Rates) -> None:
+        if leaf[0] == "north" and place >= BROKEN_AT:
+            since = place - BROKEN_AT
+            rates["here"] = 1.0 if since < 4 else 0.25 if since < 6 else 0.0 if since < 36 else 0.1
+            if since < 6:
+                rates.update(failures=0.9, start_failures=0.5, errors=0.4)
+
+    for seed in range(3):
+        _, outages = run(windows(BROKEN_AT + 80, change, seed))
+        told = last_of(outages)
+        assert [(dict(one.slice), one.state) for one in told] == [({"cdn": "north"}, "closed")], seed
 
 
 def test_two_at_once_are_two() -> None:
