@@ -41,6 +41,9 @@ def evaluate(
             f"  if every event counted   {naive['false_rollback_rate']:.1%} of {naive['runs']}", markup=False
         )
         output.console.print(f"  promoted                 {report['promoted']:.1%}", markup=False)
+        output.console.print(
+            "  requests until then, of both arms and of the challenger's own; stages where caught:", soft_wrap=True
+        )
         output.console.print(_table(report))
         output.answer(report)
 
@@ -49,12 +52,13 @@ def _table(report: dict[str, Any]) -> "Table":
     from rich.table import Table  # noqa: PLC0415
 
     shares = list(report["requests_at_one_stage"]["plays -20 %"])
-    table = Table("challenger", box=None, pad_edge=False)
-    for name in ("requests", "p90", "its own", "p90", "caught", *(f"at {float(share):.0%}" for share in shares)):
+    table = Table(box=None, pad_edge=False)
+    table.add_column("challenger", no_wrap=True)
+    for name in ("median", "p90", "its own", "p90", "caught", *(f"{float(share):.0%}" for share in shares)):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = {"alike: promoted after": report["requests_to_promote"], **report["requests_to_detect"]}
+    rows = {"alike, promoted after": report["requests_to_promote"], **report["requests_to_detect"]}
     for effect, stages in report["requests_at_one_stage"].items():
-        rows |= {f"{effect}, kept at {float(share):.0%}": row for share, row in stages.items()}
+        rows |= {f"{effect}, {float(share):.0%} only": row for share, row in stages.items()}
     for name, row in rows.items():
         keys = ("median", "p90", "challenger_median", "challenger_p90")
         figures = ("-" if row[key] is None else f"{row[key]:,}" for key in keys)

@@ -51,8 +51,8 @@ METRICS: Final[Mapping[str, Metric]] = {
     ASSIGNMENT: Metric(direction="either", spent=0.05),
     ERRORS: Metric(direction="more", spent=0.2),
     DEGRADED: Metric(direction="more", spent=0.15),
-    VERY_SLOW: Metric(direction="more", spent=0.1, tolerated=1.25),
-    SLOW: Metric(direction="more", spent=0.1, tolerated=1.25),
+    VERY_SLOW: Metric(direction="more", spent=0.1, tolerated=1.1),
+    SLOW: Metric(direction="more", spent=0.1, tolerated=1.1),
     PLAYS: Metric(direction="fewer", spent=0.4),
 }
 """In order of precedence: the first whose evidence suffices is named. If profiles aren't split as they should be,

@@ -9,7 +9,9 @@ and how that changes over the day, is conditioned away.
 What must hold: given which events there are and whose the earlier ones were, an event is the challenger's with
 probability p. An arm is drawn by a hash of profile and salt, so this is exact if a profile gives a test one event at
 most and the share is the one that was drawn with, however events cluster. It isn't for a profile's second event, whose
-arm is known from its first.
+arm is known from its first. With a window's own share of requests instead, of which many may have the event, the
+challenger's are hypergeometric, less spread out than binomial (W. Hoeffding, JASA 58, 1963, section 6), and the test is
+somewhat too careful.
 
 Sources: M. Lindon and A. Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022 (mixtures of
 multinomial likelihood ratios, counting processes, sample ratio mismatch); M. Lindon, C. Sanden and V. Shirikian, "Rapid

@@ -20,7 +20,7 @@ def test_one_rollout_of_each(tmp_path):
         assert {"median", "p90", "challenger_median", "challenger_p90", "detected", "by_stage"} <= set(row)
     assert report["requests_to_detect"]["p99 x2"]["median"] > 0
     assert set(report["requests_at_one_stage"]["plays -20 %"]) == {"0.01", "0.1", "0.5"}
-    for told in ("rolled back for nothing", "plays -20 %, kept at 10%", f"{report['requests_to_promote']['median']:,}"):
+    for told in ("rolled back for nothing", "plays -20 %, 10% only", f"{report['requests_to_promote']['median']:,}"):
         assert told in result.stderr
 
 

@@ -20,7 +20,7 @@ EFFECTS: Final[Mapping[str, Effect]] = {
     "plays -20 %": Effect(plays=0.8),
     "plays -50 %": Effect(plays=0.5),
     "p99 x2": Effect(latency=2.0),
-    "p99 x2, the tail alone": Effect(tail=2.0),
+    "p99 x2, tail only": Effect(tail=2.0),
     "errors x3": Effect(errors=3.0),
     "degraded x3": Effect(degraded=3.0),
 }
@@ -97,8 +97,8 @@ def evaluate(
 
     Args:
         seed: of all chance.
-        runs: rollouts of a challenger that is like the champion. A fifth of them run again with every event counted,
-            which tells what the unit that is counted is good for; each worse challenger is rolled out a tenth as often.
+        runs: rollouts of a challenger that is like the champion. A tenth of them run again with every event counted,
+            which tells what the unit that is counted is good for; each worse challenger is rolled out as often.
         profiles: of the simulated population.
         progress: told of what is run, how many were, and of how many.
 
@@ -118,7 +118,7 @@ def evaluate(
     fewer = max(runs // 10, 1)
     alike = many("alike", 1, runs, ALIKE)
     false = [trial for trial in alike if trial.ended == "rolled_back"]
-    naive = many("alike, every event counted", 1, max(runs // 5, 1), ALIKE, once=False)
+    naive = many("alike, every event counted", 1, fewer, ALIKE, once=False)
     detected = {
         name: _detection(many(name, 2 + place, fewer, effect)) for place, (name, effect) in enumerate(EFFECTS.items())
     }
