@@ -15,6 +15,7 @@ from deployments.commands import (
     models,
     outages,
     quality,
+    rollout,
     sessions,
     stack,
     training,
@@ -36,6 +37,7 @@ app.add_typer(training.app, name="train")
 evaluation.app.command("anomaly")(anomaly.anomaly)
 evaluation.app.command("localise")(localise.evaluate)
 evaluation.app.command("outages")(outages.evaluate)
+evaluation.app.command("rollout")(rollout.evaluate)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
 app.command("sessions")(sessions.sessions)

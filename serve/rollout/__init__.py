@@ -1,1 +1,1 @@
-"""Which version of a model answers whom: versions side by side, their shares, and how those change."""
+"""Which version of a model answers whom: versions side by side, their shares, and what is decided about them."""

@@ -26,7 +26,7 @@ SURFACE = {
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
-    ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality"},
+    ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
     ("quality",): {"title"},
     ("demo",): {"outage"},
 }
@@ -55,6 +55,7 @@ OPTIONS = {
     ("localise",): {"--at", "--history", "--top", "--metric", "--json"},
     ("eval", "localise"): {"--seed", "--cases", "--public", "--method", "--json"},
     ("eval", "outages"): {"--seed", "--days", "--peak", "--json"},
+    ("eval", "rollout"): {"--seed", "--runs", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
     ("models",): {"--json"},

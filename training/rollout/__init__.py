@@ -1,0 +1,1 @@
+"""How canary decisions do on simulated viewers whose challenger is known to be alike, or worse."""
