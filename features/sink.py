@@ -40,6 +40,7 @@ class Log:
         schema: columns, as polars has them.
         time: the column, UTC milliseconds, whose date in UTC is the partition.
         key: the column of which a second record is the first again; by default, the position in the log.
+        trims: whether entries leave the log once every consumer group has acknowledged them; else its writers bound it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Log:
     schema: Mapping[str, Any]
     time: str
     key: str = _POSITION
+    trims: bool = True
 
 
 def _read_event(dumped: bytes) -> dict[str, Any]:
@@ -213,6 +215,8 @@ class LogSink:
 
     def _trim(self) -> None:
         """Drop from the log what every group has acknowledged."""
+        if not self._log.trims:
+            return
         needed = []
         groups: Any = self._client.xinfo_groups(self._log.stream)
         for group in groups:

@@ -48,6 +48,7 @@ from serve.quality.intake import Intake, IntakeSettings
 from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
 from serve.ranking import RankerSettings
+from serve.rollout.exposures import FLUSH_S, ExposureWriter
 from serve.rollout.fleet import Fleet
 from serve.schemas import Answer, HomeQuery
 from serve.steering.pathways import read_pathways
@@ -112,7 +113,7 @@ async def open_gateway(
     live = _live_ranker(arguments, metrics)
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
-    telemetry = TelemetryWriter(settings)
+    telemetry, exposures = TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics)
     ranking = serve_recommend(arguments, live, metrics, vitals)
     policies, estimates = serve_bitrate(arguments, metrics), serve_quality(arguments, metrics)
     stages = Stages(
@@ -124,6 +125,7 @@ async def open_gateway(
         planner=policies.stage,
         lookups=lookups,
         telemetry=telemetry,
+        exposures=exposures,
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
@@ -131,7 +133,7 @@ async def open_gateway(
     beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
     beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
-    beside += [lambda: every(LOOK_S, vitals_writer.look)]
+    beside += [lambda: every(LOOK_S, vitals_writer.look), lambda: every(FLUSH_S, exposures.flush)]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
     followers.append(estimates.follower)

@@ -209,6 +209,7 @@ class Ranker:
         )
         page = self._settings.pages.build(setting, rows=query.rows, items=query.items)
         rendered = render_rows(page, live.stock.catalogue.fragments, ranking)
+        title_ids = live.stock.catalogue.title_ids
         ended = time.perf_counter()
         timings_ms["page"] = (ended - turned) * 1000
         timings_ms["ranking"] = (ended - began) * 1000
@@ -219,6 +220,7 @@ class Ranker:
             generated_ts=now_ms,
             n_items=sum(len(slate.rows) for slate in page),
             timings_ms=timings_ms,
+            shown=tuple((slate.id, tuple(map(title_ids.__getitem__, slate.rows.tolist()))) for slate in page),
         )
 
     async def similar(self, title_id: str, query: HomeQuery) -> Answer:

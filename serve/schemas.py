@@ -227,6 +227,25 @@ class EventReceipt(BaseModel):
     duplicates: int = Field(ge=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """Which version a profile belongs to in a rollout.
+
+    Attributes:
+        version: which.
+        challenged: whether it is the challenger.
+        propensity: probability of that, over profiles; above 0.
+        salt: names the rollout.
+        missed: whether it made nothing, and the champion answered.
+    """
+
+    version: str
+    challenged: bool
+    propensity: float
+    salt: str
+    missed: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A rendered HomePage or SimilarTitles, ready but for its request_id: what a ranker hands to the gateway.
@@ -238,8 +257,8 @@ class Answer:
         generated_ts: when it was made.
         n_items: titles on it.
         timings_ms: wall time of each stage that made it, by stage name.
-        propensity: probability of the version that made it, over profiles, in a rollout; 1 where none goes on.
-        missing: the version that should have made it, and could not be loaded.
+        assigned: who should have made it, in a rollout; None where none goes on.
+        shown: row -> ids of its titles, in their order.
     """
 
     members: bytes
@@ -248,8 +267,8 @@ class Answer:
     generated_ts: int
     n_items: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
-    propensity: float = 1.0
-    missing: str | None = None
+    assigned: Assigned | None = None
+    shown: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @classmethod
     def empty_home(cls, profile_id: str, degraded: tuple[str, ...], generated_ts: int) -> Self:

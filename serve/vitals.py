@@ -220,8 +220,8 @@ class ModelVitals:
 
     def answered(self, answer: Answer) -> None:
         """Count a page whose version is known: whether its model decided, and what it took and chose."""
-        if answer.missing is not None:
-            self.decided(answer.missing, failed=1)
+        if answer.assigned is not None and answer.assigned.missed:
+            self.decided(answer.assigned.version, failed=1)
         version = answer.versions.get("model")
         if version is None:
             return

@@ -39,6 +39,9 @@ EXAMPLE_TITLE: Final = "242"
 _LAST_RESORT_S: Final = 0.05
 """Kept back from the deadline for the stand-in's page and the way out."""
 
+_ORDINARY: Final = RequestLogSettings().ordinary
+"""Reasons for less that are nobody's fault."""
+
 _MAX_AHEAD: Final = 8
 """Most profiles of one request that the ranker is readied for, and most requests that are worked on."""
 
@@ -150,7 +153,11 @@ class PlayerRoutes:
         answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked))
         if isinstance(answer, str):
             answer = Answer.empty_home(query.profile_id, (answer,), now_ms())
-        return self._rendered(context, answer, profile.degraded)
+        response = self._rendered(context, answer, profile.degraded)
+        where = {name: value for name, value in (("device", query.device), ("region", query.region)) if value}
+        degraded = not _ORDINARY.issuperset(context.degraded)
+        self._stages.exposures.shown(context.request_id, query.profile_id, answer, degraded=degraded, where=where)
+        return response
 
     async def similar(
         self,
@@ -196,6 +203,7 @@ class PlayerRoutes:
             raise _as_invalid(error) from error
         self._metrics.observe("events", time.perf_counter() - started)
         self._metrics.events(accepted=receipt.accepted, duplicates=receipt.duplicates)
+        self._stages.exposures.played(batch.events)
         if self._stages.prepare is not None and receipt.accepted:
             self._prepare(context, {event.profile_id for event in batch.events}, self._stages.prepare)
         body = {"request_id": context.request_id, "accepted": receipt.accepted, "duplicates": receipt.duplicates}

@@ -1,6 +1,6 @@
 """The stages behind the gateway as it sees them, wherever they run, and what happens when one does not answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,6 +86,20 @@ class StageUnreachable(Exception):
         self.reason = reason
 
 
+class ExposureSink(Protocol):
+    """Told of pages that are shown and of plays that come of them; never waits."""
+
+    def shown(
+        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str]
+    ) -> None:
+        """A page is about to be answered."""
+        ...
+
+    def played(self, events: Sequence[Event]) -> None:
+        """Events were accepted."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
     """One model as this replica sees it.
@@ -125,6 +139,7 @@ class Stages:
         planner: decides which rung to fetch next; a simple rule stands in where it does not answer.
         lookups: what is known of titles and networks, for the planner and the rule.
         telemetry: takes what players say.
+        exposures: told of what was shown, and of plays.
         models: which models answer, as last known.
         not_ready: what this replica still waits for, empty when it may take traffic.
     """
@@ -137,6 +152,7 @@ class Stages:
     planner: Planner
     lookups: Lookups
     telemetry: TelemetrySink
+    exposures: ExposureSink
     models: Callable[[], Sequence[ModelState]]
     not_ready: Callable[[], Sequence[str]]
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from serve.errors import InvalidInput
+from serve.rollout.plans import STAGES as SHARES
 from serve.rollout.sequential import CountTest, Direction
 from serve.watchtower.state import checked, stamped
 
@@ -72,7 +73,9 @@ class Stage:
     margin: float
 
 
-STAGES: Final = (Stage(share=0.01, margin=0.3), Stage(share=0.1, margin=0.15), Stage(share=0.5, margin=0.05))
+STAGES: Final = tuple(
+    Stage(share=share, margin=margin) for share, margin in zip(SHARES, (0.3, 0.15, 0.05), strict=True)
+)
 """The first stage exposes few and can tell little; before everybody gets the challenger, 5 % are ruled out."""
 
 

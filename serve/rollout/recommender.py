@@ -12,7 +12,7 @@ from serve.logs import get
 from serve.ranking import Ranker
 from serve.rollout.assignment import place
 from serve.rollout.fleet import Fleet
-from serve.schemas import MODEL_FAILED, Answer, HomeQuery
+from serve.schemas import MODEL_FAILED, Answer, Assigned, HomeQuery
 
 SHADOW_SHARE: Final = 0.1
 """Of the profiles, whose pages a shadow makes as well."""
@@ -53,15 +53,21 @@ class FleetRanker:
         lineup = self._fleet.lineup
         ranker, assignment = lineup.of(profile.profile_id)
         answer = await ranker.home(profile, query)
-        challenger = lineup.plan.challenger if assignment.challenged else None
-        if challenger is not None and ranker is not lineup.champion and MODEL_FAILED in answer.degraded:
+        if ranker is not lineup.champion and MODEL_FAILED in answer.degraded:
             ranker, answer = lineup.champion, await lineup.champion.home(profile, query)
         if lineup.shadow is not None and place("shadow", profile.profile_id) < SHADOW_SHARE:
             self._shadow(lineup.shadow, profile, query, answer)
-        if lineup.plan.challenger is None:
+        plan = lineup.plan
+        if plan.challenger is None:
             return answer
-        missing = challenger if ranker is lineup.champion else None
-        return replace(answer, propensity=assignment.propensity, missing=missing)
+        assigned = Assigned(
+            version=plan.challenger if assignment.challenged else plan.champion or "",
+            challenged=assignment.challenged,
+            propensity=assignment.propensity,
+            salt=plan.salt,
+            missed=assignment.challenged and ranker is lineup.champion,
+        )
+        return replace(answer, assigned=assigned)
 
     async def similar(self, title_id: str, query: HomeQuery) -> Answer:
         """Titles like a title, by the champion: nobody is asked for.

@@ -94,11 +94,11 @@ def export_policy(destination: Path, metrics: dict[str, JsonValue] | None = None
 
 
 @functools.cache
-def _exported() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+def _exported(seed: int) -> tuple[tempfile.TemporaryDirectory[str], Path]:
     folder = tempfile.TemporaryDirectory(prefix="playhead-small-policy-")
-    return folder, export_policy(Path(folder.name))
+    return folder, export_policy(Path(folder.name), {"seed": seed} if seed else {})
 
 
-def small_policy() -> Path:
-    """Folder of the small policy, exported once a process. Do not change it."""
-    return _exported()[1]
+def small_policy(seed: int = 0) -> Path:
+    """Folder of the small policy, exported once a process and seed, each another version. Do not change it."""
+    return _exported(seed)[1]

@@ -1,0 +1,159 @@
+"""What was shown to whom, by which version and with which propensity; and what came of it.
+
+playhead:exposures   a stream of pages that were shown and of plays that followed, in the order in which they happened
+
+Exposures are told after the answer, from memory, in batches; what the store does not take is dropped and counted, for
+nobody waits for it. A play names the page that it came from (`request_id`), so both can be joined. Entries stay
+until about MOST_KEPT newer ones came: whoever decides rollouts, and the sink, read the same stream.
+"""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import hiredis
+import orjson
+import polars as pl
+
+from features.errors import StoreUnavailable
+from features.events import Event, EventKind
+from features.layout import command
+from features.link import StoreLink
+from features.sink import Log
+from serve.metrics import Metrics
+from serve.schemas import MODEL_FAILED, Answer
+
+STREAM: Final = "playhead:exposures"
+FIELD: Final = b"exposure"
+MOST_KEPT: Final = 100_000
+FLUSH_S: Final = 0.25
+
+_MOST_WAITING: Final = 20_000
+_BATCH: Final = 1_000
+_DEADLINE_S: Final = 2.0
+
+SHOWN: Final = "shown"
+PLAYED: Final = "played"
+
+
+class ExposureWriter:
+    """Tells of pages and plays. Belongs to one event loop.
+
+    Args:
+        redis_url: where the store is.
+        model: the recommender's name.
+        metrics: where what was dropped is counted, as failures of the stage `exposures`.
+    """
+
+    def __init__(self, redis_url: str, model: str, metrics: Metrics) -> None:
+        self._link = StoreLink(redis_url)
+        self._model = model
+        self._metrics = metrics
+        self._waiting: deque[bytes] = deque()
+
+    def shown(
+        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str]
+    ) -> None:
+        """A page is about to be answered.
+
+        Args:
+            request_id: names the answer.
+            profile_id: whose page it is.
+            answer: the page.
+            degraded: whether it is less than it could be, for more than an ordinary reason.
+            where: `device` and `region`, as far as they were given.
+        """
+        assigned, seconds = answer.assigned, answer.timings_ms.get("ranker")
+        rollout: dict[str, Any] = {"assigned": None, "challenged": False, "propensity": 1.0, "salt": ""}
+        if assigned is not None:
+            rollout = {
+                "assigned": assigned.version, "challenged": assigned.challenged, "propensity": assigned.propensity,
+                "salt": assigned.salt,
+            }  # fmt: skip
+        self._tell({
+            "kind": SHOWN, "ts": answer.generated_ts, "request_id": request_id, "profile_id": profile_id,
+            "model": self._model, "version": answer.versions.get("model"),
+            "failed": MODEL_FAILED in answer.degraded or (assigned is not None and assigned.missed),
+            "degraded": degraded, "seconds": None if seconds is None else seconds / 1000, **rollout, **where,
+            "rows": answer.shown,
+        })  # fmt: skip
+
+    def played(self, events: Sequence[Event]) -> None:
+        """Events were accepted: those that are plays of a page that is named are told."""
+        for event in events:
+            if event.kind is EventKind.PLAY and event.request_id:
+                self._tell({
+                    "kind": PLAYED, "ts": event.ts, "request_id": event.request_id, "profile_id": event.profile_id,
+                    "title_id": event.title_id, "row": event.row, "rank": event.rank,
+                })  # fmt: skip
+
+    async def flush(self) -> None:
+        """Write what waits; call it each FLUSH_S."""
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            appends = [command("XADD", STREAM, "MAXLEN", "~", MOST_KEPT, "*", FIELD, one) for one in batch]
+            try:
+                replies = await self._link.call(b"".join(appends), count=len(batch), deadline_s=_DEADLINE_S)
+            except StoreUnavailable as error:
+                self._drop(type(error).__name__, len(batch))
+                return
+            refused = sum(isinstance(reply, hiredis.ReplyError) for reply in replies)
+            if refused:
+                self._drop("ReplyError", refused)
+
+    async def close(self) -> None:
+        """Write what waits, and close the connection."""
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                await self.flush()
+        except TimeoutError:
+            pass
+        await self._link.close()
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        if len(self._waiting) >= _MOST_WAITING:
+            self._drop("full", 1)
+            return
+        self._waiting.append(orjson.dumps(record))
+
+    def _drop(self, why: str, count: int) -> None:
+        for _ in range(count):
+            self._metrics.stage_failure("exposures", why)
+
+
+_SCHEMA: Final[Mapping[str, Any]] = {
+    "kind": pl.String, "ts": pl.Int64, "request_id": pl.String, "profile_id": pl.String, "model": pl.String,
+    "version": pl.String, "assigned": pl.String, "challenged": pl.Boolean, "propensity": pl.Float64, "salt": pl.String,
+    "failed": pl.Boolean, "degraded": pl.Boolean, "seconds": pl.Float64, "device": pl.String, "region": pl.String,
+    "rows": pl.String, "title_id": pl.String, "row": pl.String, "rank": pl.Int64,
+}  # fmt: skip
+
+
+def read_exposure(dumped: bytes) -> dict[str, Any]:
+    """An entry of the log.
+
+    Raises:
+        ValueError: it is none.
+    """
+    document = orjson.loads(dumped)
+    kinds = {"ts": int, "request_id": str, "profile_id": str, "kind": str}
+    wrong = [
+        name for name, kind in kinds.items() if not isinstance(document, dict) or type(document.get(name)) is not kind
+    ]
+    if wrong:
+        raise ValueError(f"no exposure: {', '.join(wrong)}")
+    found: dict[str, Any] = document
+    return found
+
+
+def _read_row(dumped: bytes) -> dict[str, Any]:
+    document = read_exposure(dumped)
+    return {name: document.get(name) for name in _SCHEMA} | {"rows": json.dumps(document.get("rows"))}
+
+
+EXPOSURES: Final = Log(
+    name="exposures", stream=STREAM, field=FIELD, read=_read_row, schema=_SCHEMA, time="ts", trims=False
+)
+"""Pages that were shown (`rows` is JSON: [[row, [title_id, ...]], ...]) and plays that came of them."""
