@@ -1,6 +1,7 @@
 """Plans in Redis: where all replicas read them, and the one way to change one.
 
 playhead:rollout:plan:MODEL   the plan: JSON
+playhead:rollout:models       models that ever had one, a set
 playhead:rollout:log          each change with who made it and why, a stream
 
 A change names the revision that it follows, so of two at once only one is made. A gateway that finds no plan where it
@@ -16,6 +17,7 @@ from features.layout import command
 from serve.rollout.plans import RolloutPlan
 
 LOG: Final = "playhead:rollout:log"
+MODELS: Final = "playhead:rollout:models"
 CHANGE: Final = b"change"
 """Field of the log's entries."""
 
@@ -23,7 +25,8 @@ MOST_LOGGED: Final = 10_000
 
 CHANGE_SCRIPT: Final = """
 -- Change a plan, if it still is of the revision that the change follows, and log the change.
--- KEYS: 1 the plan, 2 the log. ARGV: 1 that revision (0: no plan), 2 the plan, 3 the change, 4 most that are logged.
+-- KEYS: 1 the plan, 2 the log, 3 the models. ARGV: 1 that revision (0: no plan), 2 the plan, 3 the change, 4 most that
+--       are logged, 5 the model.
 -- Returns 1, or 0 where another change came first: then nothing was done.
 local known = redis.call('GET', KEYS[1])
 local revision = 0
@@ -31,6 +34,7 @@ if known then revision = cjson.decode(known)['revision'] end
 if revision ~= tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'change', ARGV[3])
+redis.call('SADD', KEYS[3], ARGV[5])
 return 1
 """
 
@@ -51,8 +55,8 @@ def change_arguments(plan: RolloutPlan, change: Mapping[str, Any], *, after: int
     told = {**change, "model": plan.model, "ts": plan.since_ts, "plan": plan.as_json()}
     follows = plan.revision - 1 if after is None else after
     return [
-        CHANGE_SCRIPT, 2, plan_key(plan.model), LOG, follows, orjson.dumps(plan.as_json()), orjson.dumps(told),
-        MOST_LOGGED,
+        CHANGE_SCRIPT, 3, plan_key(plan.model), LOG, MODELS, follows, orjson.dumps(plan.as_json()), orjson.dumps(told),
+        MOST_LOGGED, plan.model,
     ]  # fmt: skip
 
 

@@ -131,8 +131,11 @@ _SCHEMA: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+_UNSAID: Final = dict.fromkeys(_SCHEMA) | {"failed": False, "degraded": False, "challenged": False, "propensity": 1.0}
+
+
 def read_exposure(dumped: bytes) -> dict[str, Any]:
-    """An entry of the log.
+    """An entry of the log; what it does not say is None, or as it is without a rollout.
 
     Raises:
         ValueError: it is none.
@@ -144,13 +147,12 @@ def read_exposure(dumped: bytes) -> dict[str, Any]:
     ]
     if wrong:
         raise ValueError(f"no exposure: {', '.join(wrong)}")
-    found: dict[str, Any] = document
-    return found
+    return {**_UNSAID, **document}
 
 
 def _read_row(dumped: bytes) -> dict[str, Any]:
     document = read_exposure(dumped)
-    return {name: document.get(name) for name in _SCHEMA} | {"rows": json.dumps(document.get("rows"))}
+    return {name: document[name] for name in _SCHEMA} | {"rows": json.dumps(document.get("rows"))}
 
 
 EXPOSURES: Final = Log(

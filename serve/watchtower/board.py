@@ -82,6 +82,7 @@ def slice_roles() -> list[str]:
 
 OUTAGE_ROLE: Final = "outages"
 VITALS_ROLE: Final = "vitals"
+ROLLOUT_ROLE: Final = "rollouts"
 WEBHOOK_ROLE: Final = "webhook"
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import OpenClient, install_model
 
@@ -243,3 +245,25 @@ async def test_of_two_changes_at_once_each_is_made_on_the_others(
         await asyncio.gather(*[change(client, "promote", share=share) for share in (0.3, 0.4)])
         changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
         assert [one["plan"]["revision"] for one in changes] == [3, 2, 1]
+
+
+async def test_pages_and_plays_are_told_as_exposures(
+    arguments: Arguments, open_client: OpenClient, store: redis.Redis
+) -> None:
+    async with open_client(arguments) as client:
+        page = (await client.get("/v1/home", params={"profile_id": "p1", "rows": 2, "items": 3, "device": "tv"})).json()
+        title = page["rows"][0]["items"][0]["title_id"]
+        event = {"event_id": "e1", "profile_id": "p1", "title_id": title, "kind": "play", "rank": 0,
+                 "request_id": page["request_id"], "ts": int(time.time() * 1000) - 10}  # fmt: skip
+        answer = await client.post("/v1/events", json={"events": [event]})
+        assert answer.status_code == 200
+        async with asyncio.timeout(10):
+            while store.xlen(STREAM) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    shown, played = [read_exposure(fields[FIELD]) for _, fields in store.xrange(STREAM)]
+    assert shown["rows"] == [[row["id"], [item["title_id"] for item in row["items"]]] for row in page["rows"]]
+    assert (shown["request_id"], shown["version"], shown["propensity"]) == (
+        page["request_id"], page["versions"]["model"], 1.0,
+    )  # fmt: skip
+    assert not shown["degraded"], "a new viewer is nobody's fault"
+    assert (played["request_id"], played["title_id"]) == (page["request_id"], title)

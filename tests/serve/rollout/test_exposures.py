@@ -1,0 +1,70 @@
+"""Exposures as a gateway tells them: what was shown, what was played, and what a store that is down costs."""
+
+import json
+from typing import Any
+
+import pytest
+import redis
+
+from features.events import Event, EventKind
+from features.sink import LogSink, read_log
+from serve.metrics import Metrics
+from serve.rollout.exposures import EXPOSURES, FIELD, PLAYED, SHOWN, STREAM, ExposureWriter, read_exposure
+from serve.schemas import Answer, Assigned
+
+T0 = 1_790_000_000_000
+ANSWER = Answer(
+    members=b'"rows":[]', versions={"model": "a" * 12}, degraded=(), generated_ts=T0, timings_ms={"ranker": 2.0},
+    assigned=Assigned("b" * 12, True, 0.25, "salt", True), shown=(("top", ("t1", "t2")),),  # noqa: FBT003
+)  # fmt: skip
+
+
+def told(store: redis.Redis) -> list[dict[str, Any]]:
+    return [read_exposure(fields[FIELD]) for _, fields in store.xrange(STREAM)]
+
+
+async def test_what_was_shown_and_played_is_told_in_order(store: redis.Redis, settings: Any) -> None:
+    writer = ExposureWriter(settings.redis_url, "recommend", Metrics())
+    writer.shown("r1", "p1", ANSWER, degraded=False, where={"device": "tv"})
+    events = [
+        Event(event_id=f"e{place}", profile_id="p1", title_id="t2", kind=kind, ts=T0 + 5, request_id=request_id)
+        for place, (kind, request_id) in enumerate(
+            [(EventKind.PLAY, "r1"), (EventKind.PLAY, None), (EventKind.IMPRESSION, "r1")]
+        )
+    ]
+    writer.played(events)
+    await writer.flush()
+    shown, played = told(store)
+    assert (shown["kind"], shown["profile_id"], shown["version"]) == (SHOWN, "p1", "a" * 12)
+    assert (shown["assigned"], shown["challenged"], shown["propensity"]) == ("b" * 12, True, 0.25)
+    assert (shown["failed"], shown["seconds"], shown["device"], shown["region"]) == (True, 0.002, "tv", None)
+    assert shown["rows"] == [["top", ["t1", "t2"]]]
+    assert (played["kind"], played["request_id"], played["title_id"]) == (PLAYED, "r1", "t2")
+    await writer.close()
+    sink = LogSink(settings, settings.home / "exposures", EXPOSURES, wait_ms=20)
+    try:
+        assert sink.drain() == 2
+    finally:
+        sink.close()
+    frame = read_log(settings.home / "exposures", EXPOSURES)
+    assert frame["kind"].to_list() == [SHOWN, PLAYED]
+    assert json.loads(frame["rows"][0]) == [["top", ["t1", "t2"]]]
+    assert store.xlen(STREAM) == 2, "others read it too"
+
+
+async def test_a_store_that_is_down_costs_no_answer_and_is_counted(valkey_process: Any) -> None:
+    metrics = Metrics()
+    writer = ExposureWriter(valkey_process.url, "recommend", metrics)
+    valkey_process.kill()
+    for _ in range(5):
+        writer.shown("r1", "p1", ANSWER, degraded=False, where={})
+    await writer.flush()
+    metrics.flush()
+    assert 'playhead_stage_failures_total{kind="StoreUnavailable",stage="exposures"} 5.0' in metrics.render().decode()
+    await writer.close()
+
+
+@pytest.mark.parametrize("rubbish", [b"{", b"[]", b'{"ts": "now"}', b'{"ts": 1, "request_id": "r", "kind": "shown"}'])
+def test_what_is_no_exposure_is_refused(rubbish: bytes) -> None:
+    with pytest.raises(ValueError):
+        read_exposure(rubbish)
