@@ -16,6 +16,7 @@ from deployments.commands import (
     outages,
     quality,
     rollout,
+    rollouts,
     sessions,
     stack,
     training,
@@ -40,6 +41,7 @@ evaluation.app.command("outages")(outages.evaluate)
 evaluation.app.command("rollout")(rollout.evaluate)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
+app.add_typer(rollouts.app, name="rollout")
 app.command("sessions")(sessions.sessions)
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)

@@ -4,7 +4,7 @@ import http.client
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,19 +94,22 @@ def holder(port: int) -> str:
     return "a process of another user"
 
 
-def open_url(url: str, timeout_s: float, posted: bytes | None = None) -> Any:
+def open_url(url: str, timeout_s: float, posted: bytes | None = None, headers: Mapping[str, str] | None = None) -> Any:
     """Ask by HTTP, never through the proxy that the environment may name: this machine's own services are behind none.
 
     Args:
         url: what to ask for.
         timeout_s: the longest wait.
-        posted: body of a POST; None: GET.
+        posted: JSON, the body of a POST; None: GET.
+        headers: sent as well.
 
     Raises:
         urllib.error.HTTPError: the answer is a refusal.
         OSError: there is no answer.
     """
-    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, posted, timeout=timeout_s)
+    said = {**(headers or {}), **({} if posted is None else {"Content-Type": "application/json"})}
+    request = urllib.request.Request(url, posted, said)  # noqa: S310 - our own service's
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_s)
 
 
 def readiness(url: str, *, timeout_s: float = 2.0) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import urllib.error
+from collections.abc import Mapping
 from typing import Any, Final
 
 from deployments.network import open_url
@@ -10,13 +11,14 @@ from serve.errors import InvalidInput, PlayheadError, Unavailable
 _TIMEOUT_S: Final = 10.0
 
 
-def ask(url: str, path: str, body: object = None) -> dict[str, Any]:
+def ask(url: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Ask for something.
 
     Args:
         url: the service.
         path: what to ask for, with its query.
         body: posted as JSON; None: nothing is posted.
+        headers: sent as well.
 
     Raises:
         InvalidInput: the service refused the request; with its words.
@@ -24,7 +26,7 @@ def ask(url: str, path: str, body: object = None) -> dict[str, Any]:
     """
     posted = None if body is None else json.dumps(body).encode()
     try:
-        with open_url(url + path, _TIMEOUT_S, posted) as answer:
+        with open_url(url + path, _TIMEOUT_S, posted, headers) as answer:
             found: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         raise _refusal(error) from error

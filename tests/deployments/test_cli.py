@@ -22,19 +22,25 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions"),
+        *("demo", "load", "home", "sessions", "rollout"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
     ("quality",): {"title"},
     ("demo",): {"outage"},
+    ("rollout",): {"promote", "rollback", "pause", "shadow", "changes"},
 }
 
 OPTIONS = {
     ("up",): {"--detach", "--placement", "--port", "--data", "--json"},
     ("down",): {"--json"},
     ("status",): {"--json"},
+    ("rollout", "promote"): {"--share", "--by", "--reason", "--url", "--json"},
+    ("rollout", "rollback"): {"--by", "--reason", "--url", "--json"},
+    ("rollout", "pause"): {"--resume", "--by", "--reason", "--url", "--json"},
+    ("rollout", "shadow"): {"--by", "--reason", "--url", "--json"},
+    ("rollout", "changes"): {"--limit", "--url", "--json"},
     ("sessions",): {"--by", "--minutes", "--top", "--json"},
     ("doctor",): {"--port", "--data", "--json"},
     ("data", "prepare"): {"--json"},

@@ -1,0 +1,126 @@
+"""`playhead rollout`: which version of a model answers, changed on the service that runs."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from deployments.commands.output import Json, Output, answering
+
+app = typer.Typer(help="Change which version of a model answers, on the service that runs.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="The model: recommend, bitrate, quality.")]
+By = Annotated[str, typer.Option(help="Who asks, for the record.")]
+Reason = Annotated[str, typer.Option(help="Why, for the record.")]
+Url = Annotated[str, typer.Option(help="The service; the one that is up on this machine if not given.")]
+
+
+@app.callback()
+def _group() -> None:
+    """Change which version of a model answers. The operator's token is read from PLAYHEAD_OPERATOR_TOKEN."""
+
+
+@app.command("promote")
+def promote(
+    name: Name,
+    version: Annotated[str | None, typer.Argument(help="Needed where no rollout of it goes on yet.")] = None,
+    *,
+    share: Annotated[float | None, typer.Option(min=0, max=1, help="Else the next stage: .01, .1, .5, all.")] = None,
+    by: By = "operator",
+    reason: Reason = "",
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Begin a version's rollout, give it a larger share, or make it the champion (--share 1)."""
+    body: dict[str, Any] = {"by": by, "reason": reason}
+    body |= {field: value for field, value in (("version", version), ("share", share)) if value is not None}
+    _change(name, "promote", body, url, as_json=as_json)
+
+
+@app.command("rollback")
+def rollback(name: Name, *, by: By = "operator", reason: Reason = "", url: Url = "", as_json: Json = False) -> None:
+    """Back to the champion; where no rollout goes on, to the champion before."""
+    _change(name, "rollback", {"by": by, "reason": reason}, url, as_json=as_json)
+
+
+@app.command("pause")
+def pause(
+    name: Name,
+    *,
+    resume: Annotated[bool, typer.Option("--resume", help="Let it go on by itself again.")] = False,
+    by: By = "operator",
+    reason: Reason = "",
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Let only people give the challenger a larger share. What harms is rolled back all the same."""
+    _change(name, "pause", {"paused": not resume, "by": by, "reason": reason}, url, as_json=as_json)
+
+
+@app.command("shadow")
+def shadow(
+    name: Name,
+    version: Annotated[str | None, typer.Argument(help="None: end it.")] = None,
+    *,
+    by: By = "operator",
+    reason: Reason = "",
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Have a version work beside the answers; what it makes is compared, and nobody is shown it."""
+    _change(name, "shadow", {"version": version, "by": by, "reason": reason}, url, as_json=as_json)
+
+
+@app.command("changes")
+def changes(
+    name: Name,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="The newest so many.")] = 20,
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Who changed which version answers, and why; newest first."""
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        found = _ask(url, f"/v1/models/{name}/changes?limit={limit}")
+        table = Table("time (UTC)", "what", "champion", "challenger", "share", "by", "why", box=None, pad_edge=False)
+        for change in found["changes"]:
+            plan, at = change["plan"], datetime.fromtimestamp(change["ts"] / 1000, UTC)
+            cells = (change["action"], plan["champion"] or "", plan["challenger"] or "", f"{plan['share']:g}")
+            table.add_row(f"{at:%m-%d %H:%M:%S}", *cells, escape(change["by"]), escape(change["reason"]))
+        output.console.print(table if found["changes"] else "nobody changed anything yet")
+        output.answer(found)
+
+
+def _change(name: str, verb: str, body: dict[str, Any], url: str, *, as_json: bool) -> None:
+    with answering(as_json=as_json) as output:
+        plan = _ask(url, f"/v1/models/{name}/{verb}", body)
+        _tell(output, plan)
+        output.answer(plan)
+
+
+def _tell(output: Output, plan: dict[str, Any]) -> None:
+    line = f"{plan['model']}: champion {plan['champion'] or 'none'}"
+    if plan["challenger"]:
+        line += f", challenger {plan['challenger']} answers {plan['share']:.0%}{', paused' if plan['paused'] else ''}"
+    if plan["shadow"]:
+        line += f", shadow {plan['shadow']}"
+    output.console.print(line, markup=False, soft_wrap=True)
+
+
+def _ask(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask the service, with the tokens that the environment has."""
+    from deployments.service import ask  # noqa: PLC0415
+    from deployments.state import service_url  # noqa: PLC0415
+    from features.settings import Settings  # noqa: PLC0415
+    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
+    from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE  # noqa: PLC0415
+
+    headers = {OPERATOR_HEADER: os.environ.get(OPERATOR_VARIABLE, "")} if body is not None else {}
+    if token := os.environ.get(TOKEN_VARIABLE):
+        headers["Authorization"] = f"Bearer {token}"
+    return ask(url or service_url(Settings.from_env().home), path, body, headers)
