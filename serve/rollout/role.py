@@ -118,7 +118,7 @@ class RolloutRole:
 
     def _change(self, plan: RolloutPlan, action: str, reason: str, decision: Decision) -> None:
         change = {"action": action, "by": _BY, "reason": reason, "evidence": decision.fields()}
-        made: Any = self._store.execute_command("EVAL", *rollouts.change_arguments(plan, change))
+        made: Any = self._store.eval(*rollouts.change_arguments(plan, change))
         if made:
             level = logging.WARNING if action == "rollback" else logging.INFO
             _log.log(level, "rollout of %s: %s to %s at %g: %s", plan.model, action,

@@ -1,0 +1,260 @@
+"""Swaps of a model under load, measured: `python -m deployments.bench_swaps`.
+
+Brings Playhead up in a home folder of its own, with two versions of the recommender that differ in name alone, and asks
+for home pages in an open loop at a share of the peak. First nothing is changed; then, at the same rate, one version
+after the other is made the champion over HTTP, each once the one before is live. Reported: failed and late requests
+beside those without swaps, how long a swap takes, and the memory of the gateway's process after the first swaps and
+after the last.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import psutil
+from rich.console import Console
+
+from deployments.bench import champion, playhead
+from deployments.service import ask
+from deployments.state import StackError, StackState
+from features.errors import ExplainedError
+from features.settings import Settings
+from loadtests.client import ClientSettings, Recording, run_plan
+from loadtests.closed import measure
+from loadtests.scenario import Audience, plan_requests, read_scenario
+from serve.artifacts import MANIFEST, Manifest, content_version, read_artifact
+from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+
+MODEL: Final = "recommend"
+BAR: Final = 1.5
+"""Times the p99 without swaps that the p99 with them may be."""
+
+_PEAK_CONCURRENCY: Final = 16
+_PEAK_S: Final = 8.0
+_WARM_S: Final = 5.0
+_ASKED_S: Final = 20.0
+"""Of a run of the open loop."""
+_LIVE_WITHIN_S: Final = 30.0
+_SETTLED_AFTER: Final = 10
+"""Swaps after which the memory is what it should come back to: engines' caches have filled by then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What became of the requests of one run.
+
+    Attributes:
+        requests: all.
+        failed: without an answer of 200, or with one that is none.
+        degraded: answers that were less than they could be.
+        p50_ms: median latency from the intended send time.
+        p99_ms: its 99th percentile.
+        max_ms: the longest.
+    """
+
+    requests: int
+    failed: int
+    degraded: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+    @classmethod
+    def of(cls, recording: Recording) -> "Load":
+        """From what a client recorded."""
+        answered = [one.latency_ms for one in recording.outcomes if not one.error] or [float("nan")]
+        p50, p99 = np.percentile(answered, [50, 99]).tolist()
+        return cls(
+            requests=len(recording.outcomes), failed=sum(bool(one.error) for one in recording.outcomes),
+            degraded=sum(one.degraded for one in recording.outcomes), p50_ms=p50, p99_ms=p99, max_ms=max(answered),
+        )  # fmt: skip
+
+
+def twin_of(artifact: Path) -> Path:
+    """Another version of an artifact beside it: the same files, and one more entry in its metrics."""
+    manifest = read_artifact(artifact).manifest
+    changed = Manifest.model_validate({**manifest.model_dump(), "metrics": {**manifest.metrics, "twin": 1}})
+    changed = changed.model_copy(update={"version": content_version(changed)})
+    folder = artifact.parent / changed.version
+    if not folder.is_dir():
+        hidden = folder.with_name(f".{folder.name}.tmp")
+        shutil.copytree(artifact, hidden, dirs_exist_ok=True)
+        (hidden / MANIFEST).write_text(changed.model_dump_json(indent=1), encoding="utf-8")
+        hidden.rename(folder)
+    return folder
+
+
+class Swaps:
+    """Makes one version after the other the champion, in a thread of its own.
+
+    Args:
+        url: the service.
+        token: the operator's.
+        versions: that take turns.
+        count: swaps.
+        pid: process whose memory is watched.
+    """
+
+    def __init__(self, url: str, token: str, versions: Sequence[str], count: int, pid: int) -> None:
+        self.seconds: list[float] = []
+        self.memory_bytes: list[int] = []
+        self.trouble = ""
+        self._url = url
+        self._headers = {OPERATOR_HEADER: token}
+        self._versions = versions
+        self._count = count
+        self._process = psutil.Process(pid)
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are more to come."""
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for the last."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            for turn in range(self._count):
+                self._swap(self._versions[turn % len(self._versions)])
+        except ExplainedError as error:
+            self.trouble = str(error)
+
+    def _swap(self, version: str) -> None:
+        began = time.monotonic()
+        body = {"version": version, "share": 1, "by": "bench"}
+        ask(self._url, f"/v1/models/{MODEL}/promote", body, self._headers)
+        while self._live() != version:
+            if time.monotonic() - began > _LIVE_WITHIN_S:
+                self.trouble = f"{version} was not live after {_LIVE_WITHIN_S:g} s"
+                return
+            time.sleep(0.05)
+        self.seconds.append(time.monotonic() - began)
+        self.memory_bytes.append(self._process.memory_info().rss)
+
+    def _live(self) -> str | None:
+        models = ask(self._url, "/v1/models")["models"]
+        return next((one["version"] for one in models if one["name"] == MODEL and one["role"] == "champion"), None)
+
+
+def gateway_pid(state: StackState) -> int:
+    """The process that answers: of the stack's Ray workers the one that runs the gateway's replica."""
+    workers = [process for part in state.parts.values() for process in part.session()]
+    named = [process for process in workers if "Gateway" in process.name() or "Gateway" in " ".join(process.cmdline())]
+    return max(named or workers, key=lambda process: process.memory_info().rss).pid
+
+
+def run(settings: Settings, *, data: str, swaps: int, share: float, seed: int, console: Console) -> dict[str, Any]:
+    """Bring Playhead up, measure, end it.
+
+    Args:
+        settings: the real home's.
+        data: name of the data set.
+        swaps: how many.
+        share: of the peak rate that is asked for, 0 to 1.
+        seed: of the requests.
+        console: where progress is shown.
+
+    Raises:
+        ExplainedError: something could not be brought up or measured; nothing of it is left running.
+    """
+    token = os.environ[OPERATOR_VARIABLE] = secrets.token_hex(16)
+    with playhead(settings, data=data, console=console) as (own, up, _):
+        first = champion(own, MODEL)
+        second = twin_of(first)
+        audience = Audience.of_dataset(own.datasets / up.state.data)
+        scenario = read_scenario("home")
+        exchanges = [[("GET", f"/v1/home?profile_id={name}", None)] for name in audience.profile_ids[:200]]
+        peak = measure(up.state.url, exchanges, concurrency=_PEAK_CONCURRENCY, seconds=_PEAK_S).exchanges_rps
+        rate = share * peak
+        console.print(f"peak {peak:.0f} pages a second; asking for {rate:.0f}")
+        client = ClientSettings(base_url=up.state.url)
+
+        def asked(seconds: float, turn: int) -> Load:
+            start_ms, run_id = int(time.time() * 1e3), uuid.uuid4().hex[:12]
+            plan = plan_requests(
+                scenario, audience, rate_rps=rate, duration_s=seconds, seed=seed + turn, start_ms=start_ms, run_id=run_id
+            )
+            return Load.of(run_plan(plan, client))
+
+        asked(_WARM_S, 0)
+        before = asked(_ASKED_S, 1)
+        done = Swaps(up.state.url, token, (second.name, first.name), swaps, gateway_pid(up.state))
+        parts: list[Load] = []
+        done.start()
+        while done.goes_on:
+            parts.append(asked(_ASKED_S, 2 + len(parts)))
+        done.join()
+    if done.trouble:
+        raise StackError(field="swaps", got=done.trouble, expected="each live", next_step="See the service's logs.")
+    during = _together(parts)
+    settled = min(_SETTLED_AFTER, swaps - 1)
+    return {
+        "swaps": len(done.seconds), "swap_s": {"median": float(np.median(done.seconds)), "max": max(done.seconds)},
+        "peak_rps": peak, "rate_rps": rate, "before": asdict(before), "during": asdict(during),
+        "p99_ratio": during.p99_ms / before.p99_ms,
+        "memory_mib": {
+            f"after {settled + 1}": done.memory_bytes[settled] / 2**20, "after all": done.memory_bytes[-1] / 2**20,
+        },
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; 0 if no request failed and the p99 stayed within BAR times that without swaps."""
+    parser = argparse.ArgumentParser(description="Swaps of a model under load.")
+    parser.add_argument("--data", default="ml-100k", help="name of the data set")
+    parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--share", type=float, default=0.7, help="of the peak rate")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    console, settings = Console(stderr=True), Settings.from_env()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
+    try:
+        report = run(
+            settings, data=options.data, swaps=options.swaps, share=options.share, seed=options.seed, console=console
+        )
+    except ExplainedError as error:
+        console.print(f"[red]{error}[/]")
+        return 1
+    for name in ("before", "during"):
+        load = report[name]
+        console.print(
+            f"  {name:7}  {load['requests']:,} pages, {load['failed']} failed, {load['degraded']} degraded, "
+            f"p50 {load['p50_ms']:.2f} ms, p99 {load['p99_ms']:.2f}, longest {load['max_ms']:.1f}"
+        )
+    console.print(f"  {report['swaps']} swaps, {report['swap_s']['median']:.2f} s each in the median")
+    console.print(f"  p99 {report['p99_ratio']:.2f} times that without swaps (at most {BAR})")
+    console.print("  memory  " + ", ".join(f"{name} {size:.0f} MiB" for name, size in report["memory_mib"].items()))
+    sys.stdout.write(json.dumps(report) + "\n")
+    return 0 if not report["during"]["failed"] and report["p99_ratio"] <= BAR else 1
+
+
+def _together(parts: Sequence[Load]) -> Load:
+    """Several runs as one; percentiles are the medians of theirs."""
+    return Load(
+        requests=sum(part.requests for part in parts), failed=sum(part.failed for part in parts),
+        degraded=sum(part.degraded for part in parts), p50_ms=float(np.median([part.p50_ms for part in parts])),
+        p99_ms=float(np.median([part.p99_ms for part in parts])), max_ms=max(part.max_ms for part in parts),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
