@@ -16,9 +16,10 @@ from serve import vitals
 from serve.clock import now_ms
 from serve.vitals import WINDOW_MS, RouteCounts, Window
 from serve.watchtower import board, health
+from serve.watchtower.checkpoints import read_state, state_command
 from serve.watchtower.health import Change, Health, load_change, read_health
 from serve.watchtower.leases import LeaseLost, Leases
-from serve.watchtower.replica import VITALS_LATE_MS, VitalsRole, _read_state, _state_command
+from serve.watchtower.roles.vitals import VITALS_LATE_MS, VitalsRole
 from serve.watchtower.selfwatch import SelfWatch
 from tests.serve.watchtower.conftest import wait_for
 from tests.serve.watchtower.service import WARM, Service
@@ -171,9 +172,9 @@ def test_what_another_release_left_is_begun_anew(store: redis.Redis) -> None:
     leases.tick()
     steps(VitalsRole(store, leases, leases.held[board.VITALS_ROLE]))
     assert steps(VitalsRole(store, leases, leases.held[board.VITALS_ROLE])) <= 1, "it goes on where it was"
-    state: Any = _read_state(store, board.VITALS_ROLE)
+    state: Any = read_state(store, board.VITALS_ROLE)
     state["watch"]["version"] = 99
-    store.execute_command(*_state_command(board.VITALS_ROLE, state))
+    store.execute_command(*state_command(board.VITALS_ROLE, state))
     assert steps(VitalsRole(store, leases, leases.held[board.VITALS_ROLE])) > 300
 
 
