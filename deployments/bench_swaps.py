@@ -191,7 +191,13 @@ def run(settings: Settings, *, data: str, swaps: int, share: float, seed: int, c
         def asked(seconds: float, turn: int) -> Load:
             start_ms, run_id = int(time.time() * 1e3), uuid.uuid4().hex[:12]
             plan = plan_requests(
-                scenario, audience, rate_rps=rate, duration_s=seconds, seed=seed + turn, start_ms=start_ms, run_id=run_id
+                scenario,
+                audience,
+                rate_rps=rate,
+                duration_s=seconds,
+                seed=seed + turn,
+                start_ms=start_ms,
+                run_id=run_id,
             )
             return Load.of(run_plan(plan, client))
 

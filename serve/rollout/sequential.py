@@ -131,7 +131,8 @@ class CountTest:
         self._log_likelihoods += challenger * self._deltas - total * self._shared[1]
         self.challenger += challenger
         self.champion += champion
-        self.log_e = _log_sum(self._log_likelihoods[:-1][self._side]) + self._log_weight - self._log_likelihoods[-1]
+        null = float(self._log_likelihoods[-1])
+        self.log_e = _log_sum(self._log_likelihoods[:-1][self._side]) + self._log_weight - null
         self.most_log_e = max(self.most_log_e, self.log_e)
         return self.rejected
 

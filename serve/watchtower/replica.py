@@ -18,6 +18,7 @@ from serve.watchtower.board import Store
 from serve.watchtower.leases import Lease, LeaseLost, Leases
 from serve.watchtower.roles import Role
 from serve.watchtower.roles.outages import OutagesRole
+from serve.watchtower.roles.rollouts import RolloutRole
 from serve.watchtower.roles.sessions import SessionsRole
 from serve.watchtower.roles.slices import SlicesRole
 from serve.watchtower.roles.vitals import VitalsRole
@@ -42,13 +43,14 @@ class WatchtowerReplica:
 
     def __init__(self, settings: Settings, name: str) -> None:
         store = self._store = connect(settings)
-        roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, *board.slice_roles(), *board.session_roles()]
+        roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, board.ROLLOUT_ROLE, *board.slice_roles(), *board.session_roles()]
         leases = self.leases = Leases(store, name, roles)
         self._kinds: dict[str, _Factory] = {
             "sessions": lambda lease, number: SessionsRole(store, leases, lease, int(number)),
             "slices": lambda lease, number: SlicesRole(store, leases, lease, int(number)),
             board.OUTAGE_ROLE: lambda lease, _: OutagesRole(store, leases, lease, settings),
             board.VITALS_ROLE: lambda lease, _: VitalsRole(store, leases, lease),
+            board.ROLLOUT_ROLE: lambda lease, _: RolloutRole(store, leases, lease),
         }
         self._roles: dict[Lease, Role] = {}
 

@@ -67,10 +67,10 @@ def test_other_models_rollouts_and_stages_are_left_out(store: redis.Redis) -> No
 
 def test_a_trial_goes_on_where_it_was(store: redis.Redis) -> None:
     one = Trial(PLAN)
-    pages = [page(number, f"p{number}", seconds=0.001 * (1 + number % 7)) for number in range(3_000)]
+    pages = [page(number, f"p{number}", seconds=0.001 * (1 + number % 7)) for number in range(5_000)]
     one.see(store, pages, 12.0, is_drifting=False)
     other = Trial.from_state(orjson.loads(orjson.dumps(one.state())))
-    slow = [page(5_000 + number, f"s{number}", seconds=1.0) for number in range(50)]
+    slow = [page(9_000 + number, f"s{number}", seconds=1.0) for number in range(50)]
     one.see(store, slow, 1.0, is_drifting=False)
     store.delete(*store.keys("playhead:rollout:seen:*:slow"), *store.keys("playhead:rollout:seen:*:very_slow"))
     other.see(store, slow, 1.0, is_drifting=False)

@@ -18,7 +18,6 @@ from serve.watchtower.board import Store
 from serve.watchtower.checkpoints import beginning_anew, read_state, state_command, store_ms
 from serve.watchtower.leases import Lease, Leases
 
-ROLE: Final = board.ROLLOUT_ROLE
 LOOK_MS: Final = 1_000
 _ENTRIES: Final = 2_000
 _BY: Final = "playhead"
@@ -44,8 +43,8 @@ class RolloutRole:
         self._trials: dict[str, Trial] = {}
         self._looked_ms = store_ms(store)
         self._position = f"{self._looked_ms}-0"  # what was shown before nobody asked
-        with beginning_anew(ROLE):
-            state = read_state(store, ROLE)
+        with beginning_anew(board.ROLLOUT_ROLE):
+            state = read_state(store, board.ROLLOUT_ROLE)
             if state is not None:
                 self._trials = {model: Trial.from_state(one) for model, one in state["trials"].items()}
                 self._position = str(state["position"])
@@ -73,7 +72,7 @@ class RolloutRole:
             self._act(plan, decision, suspicion)
         self._trials = {model: trial for model, trial in self._trials.items() if model in tried}
         state = {"trials": {model: trial.state() for model, trial in self._trials.items()}, "position": self._position}
-        self._leases.commit(self._lease, [state_command(ROLE, state)])
+        self._leases.commit(self._lease, [state_command(board.ROLLOUT_ROLE, state)])
         return len(exposures) >= _ENTRIES
 
     def _plans(self) -> dict[str, RolloutPlan]:

@@ -11,9 +11,10 @@ from serve.rollout import board as rollouts
 from serve.rollout.decisions import Limits
 from serve.rollout.exposures import FIELD, STREAM
 from serve.rollout.plans import RolloutPlan
-from serve.rollout.role import ROLE, RolloutRole
 from serve.watchtower import health
+from serve.watchtower.board import ROLLOUT_ROLE
 from serve.watchtower.leases import Leases
+from serve.watchtower.roles.rollouts import RolloutRole
 from tests.serve.rollout.test_trials import page, play
 
 A, B = "a" * 12, "b" * 12
@@ -27,15 +28,16 @@ class Clock:
         self.store = store
         self.now_ms = 1_790_000_000_000
         self.number = 0
+        self.told = 0
         self.rng = random.Random(3)
-        monkeypatch.setattr("serve.rollout.role.store_ms", lambda _: self.now_ms)
-        self.leases = Leases(store, "only", [ROLE])
+        monkeypatch.setattr("serve.watchtower.roles.rollouts.store_ms", lambda _: self.now_ms)
+        self.leases = Leases(store, "only", [ROLLOUT_ROLE])
         self.begin()
 
     def begin(self) -> None:
         self.leases._renewed_s = 0.0
         self.leases.tick()
-        self.role = RolloutRole(self.store, self.leases, self.leases.held[ROLE], Limits(least_s=5.0))
+        self.role = RolloutRole(self.store, self.leases, self.leases.held[ROLLOUT_ROLE], Limits(least_s=5.0))
 
     def plan(self) -> RolloutPlan:
         return rollouts.load_plan(self.store.get(rollouts.plan_key("recommend")))
@@ -53,9 +55,8 @@ class Clock:
             one = page(self.number, f"p{self.number}", plan)
             one["failed"] = one["challenged"] and self.rng.random() < fails
             for told in [one, play(self.number)] if self.rng.random() < plays else [one]:
-                pipe.xadd(
-                    STREAM, {FIELD: orjson.dumps(told)}, id=f"{self.now_ms - 500}-{self.number * 2 + len(told) % 2}"
-                )
+                self.told += 1
+                pipe.xadd(STREAM, {FIELD: orjson.dumps(told)}, id=f"{self.now_ms - 500}-{self.told}")
         pipe.execute()
         self.role.step()
         return self.plan()
