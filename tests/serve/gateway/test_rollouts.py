@@ -1,7 +1,9 @@
 """Operators change which version answers, over HTTP: two versions side by side, and every way back."""
 
 import asyncio
+import itertools
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
+from serve.watchtower.replica import WatchtowerReplica
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import OpenClient, install_model
 
@@ -267,3 +270,31 @@ async def test_pages_and_plays_are_told_as_exposures(
     )  # fmt: skip
     assert not shown["degraded"], "a new viewer is nobody's fault"
     assert (played["request_id"], played["title_id"]) == (page["request_id"], title)
+
+
+async def test_a_poisoned_version_is_rolled_back_by_itself_and_no_page_fails(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str]
+) -> None:
+    first, second = versions
+    assert arguments.home is not None
+    (arguments.home / "models" / "recommend" / second / "ranker.pt2").write_bytes(b"poison")
+    stop = threading.Event()
+    tower = threading.Thread(target=WatchtowerReplica(arguments.settings(), "tower").run, args=(stop,))
+    tower.start()
+    try:
+        async with open_client(arguments) as client:
+            await change(client, "promote", version=second, share=0.5)
+            viewers = iter(range(100_000))
+
+            async def rolled_back() -> bool:
+                for viewer in itertools.islice(viewers, 20):
+                    answer = await client.get("/v1/home", params={"profile_id": f"v{viewer}", "rows": 1})
+                    assert (answer.status_code, answer.json()["versions"]["model"]) == (200, first)
+                return len(await roles(client)) == 1
+
+            await eventually(rolled_back, 20)
+            made = (await client.get("/v1/models/recommend/changes")).json()["changes"][0]
+            assert (made["action"], made["by"], made["evidence"]["metric"]) == ("rollback", "playhead", "errors")
+    finally:
+        stop.set()
+        tower.join(20)
