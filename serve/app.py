@@ -114,7 +114,7 @@ async def open_gateway(
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
     telemetry, exposures = TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics)
-    ranking = serve_recommend(arguments, live, metrics, vitals)
+    ranking = await serve_recommend(arguments, live, metrics, vitals)
     policies, estimates = serve_bitrate(arguments, metrics), serve_quality(arguments, metrics)
     stages = Stages(
         features=reader,
@@ -154,10 +154,11 @@ async def open_gateway(
         told.append(lambda: plans.states)
         beside.append(lambda: every(_STATES_S, plans.ask_states))
     for follower in followers:
-        await follower.look()
+        await follower.start()
         told.append(partial(getattr, follower, "states"))
         beside.append(follower.run)
-    rollouts = RolloutRoutes(settings, stages)
+    followed = {follower.plan.model: follower for follower in followers}
+    rollouts = RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None)
     closed: list[Closable] = [
         live,
         reader,
@@ -231,8 +232,8 @@ class RankerReplica:
         self._metrics = Metrics()
         self._live = _live_ranker(arguments, self._metrics)
         await self._live.start()
-        self._served = serve_recommend(arguments, self._live, self._metrics, None)
-        await self._served.follower.look()
+        self._served = await serve_recommend(arguments, self._live, self._metrics, None)
+        await self._served.follower.start()
         self._background = asyncio.create_task(self._run())
 
     async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
@@ -272,7 +273,7 @@ class PlannerReplica:
         logs.configure(arguments.log_level)
         self._metrics = Metrics()
         self._served = serve_bitrate(arguments, self._metrics)
-        await self._served.follower.look()
+        await self._served.follower.start()
         self._background = asyncio.create_task(self._run())
 
     async def plan(self, observations: Observations, units: Sequence[str | None]) -> Plan | str:

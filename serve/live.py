@@ -55,7 +55,7 @@ class LiveRanker:
         metrics: where ages are shown.
 
     Attributes:
-        ranker: the first; the same object for ever.
+        ranker: goes without a model; the same object for ever.
     """
 
     def __init__(
@@ -137,9 +137,14 @@ class LiveRanker:
     async def _show_catalogue(self) -> None:
         titles = await asyncio.to_thread(load_titles, self._sources.titles)
         async with self._changing:
-            for ranker in list(self._rankers):
-                await ranker.show(titles)
+            await self.ranker.show(titles)
             self._titles = tuple(titles)
+            for ranker in self._rankers - {self.ranker}:
+                try:
+                    await ranker.show(titles)
+                except PlayheadError as error:  # its model does not take them: it goes on with those before
+                    told = {"version": ranker.version, "error": str(error)[:_ERROR_LENGTH]}
+                    self._log.error("catalogue refused by a model, the one before stays there", extra=told)
         self._metrics.catalogue_titles(self.ranker.n_titles)
         self._metrics.refreshed("catalogue", time.time())
 

@@ -32,7 +32,7 @@ class Served(Generic[T]):
     follower: Follower
 
 
-def serve_recommend(
+async def serve_recommend(
     arguments: Arguments, live: LiveRanker, metrics: Metrics, vitals: Vitals | None
 ) -> Served[FleetRanker]:
     """The ranker's model.
@@ -50,7 +50,7 @@ def serve_recommend(
         if vitals is not None:
             vitals.model(arguments.model, lambda: None).answered(answer)
 
-    fleet = Fleet(arguments.model, settings.models, live.ranker, live.another, metrics)
+    fleet = Fleet(arguments.model, settings.models, await live.another(), live.another, metrics)
     return Served(FleetRanker(fleet, compared), _follower(fleet, arguments, arguments.model, metrics))
 
 

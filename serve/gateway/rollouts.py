@@ -49,7 +49,8 @@ class Promotion(BaseModel):
 
     Attributes:
         version: whose rollout begins; may be left out while one goes on.
-        share: of profiles or sessions that it answers from now on; 1: all. Left out: the first stage, or the next.
+        share: of profiles or sessions that it answers from now on; 1: all. Left out: the first stage, or the next; to
+            be able to ask again after no answer, name it.
         by: who asks.
         reason: why.
     """
@@ -66,12 +67,14 @@ class RollBack(BaseModel):
     """Body of POST /v1/models/{name}/rollback.
 
     Attributes:
+        version: that should not answer any more: the challenger, or the champion; left out: the challenger.
         by: who asks.
         reason: why.
     """
 
     model_config = ConfigDict(extra="forbid")
 
+    version: Version | None = None
     by: By = "operator"
     reason: Reason = ""
 
@@ -168,13 +171,21 @@ class RolloutRoutes:
     Args:
         settings: where the store and the models are.
         stages: which models there are.
+        known: the plan of a model as this replica follows it; None where it does not.
         env: where the operator's token is.
     """
 
-    def __init__(self, settings: Settings, stages: Stages, env: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        stages: Stages,
+        known: Callable[[str], RolloutPlan | None] = lambda _: None,
+        env: Mapping[str, str] = os.environ,
+    ) -> None:
         self._link = StoreLink(settings.redis_url)
         self._models = settings.models
         self._stages = stages
+        self._known = known
         self._token = (env.get(OPERATOR_VARIABLE) or "").encode()
 
     def add_to(self, app: FastAPI) -> None:
@@ -198,6 +209,7 @@ class RolloutRoutes:
 
     async def promote(self, request: Request, name: ModelName, body: Promotion) -> Response:
         """A version's rollout begins at the first stage, or goes on to the next; after the last it is the champion."""
+        self._check_operator(request)
         version = body.version
         if version is not None and not (self._models / name / version / MANIFEST).is_file():
             raise NotFound(
@@ -213,8 +225,8 @@ class RolloutRoutes:
                         field="version", got=None, expected="the version whose rollout begins: none goes on",
                         next_step="Name one.",
                     )  # fmt: skip
-                if body.share == 1 or plan.champion is None:
-                    return plan.crowned(version, at_ms)
+                if version == plan.champion or body.share == 1 or plan.champion is None:
+                    return plan.crowned(version, at_ms)  # which is refused where it is the champion already
                 return plan.begun(version, body.share or STAGES[0], at_ms)
             if version not in {None, plan.challenger}:
                 return plan.begun(str(version), body.share or STAGES[0], at_ms)  # which is refused
@@ -224,9 +236,9 @@ class RolloutRoutes:
         return await self._change(request, name, promoted, "promote", body.by, body.reason)
 
     async def rollback(self, request: Request, name: ModelName, body: RollBack) -> Response:
-        """The challenger answers nobody any more; where none does, the champion before is the champion again."""
+        """The challenger answers nobody any more; a champion that is named makes room for the one before."""
         return await self._change(
-            request, name, lambda plan: plan.rolled_back(now_ms()), "rollback", body.by, body.reason
+            request, name, lambda plan: plan.rolled_back(now_ms(), body.version), "rollback", body.by, body.reason
         )
 
     async def pause(self, request: Request, name: ModelName, body: Pause) -> Response:
@@ -238,6 +250,7 @@ class RolloutRoutes:
 
     async def shadow(self, request: Request, name: ModelName, body: Shadow) -> Response:
         """A version makes some of the answers as well, which nobody is shown."""
+        self._check_operator(request)
         if body.version is not None and not (self._models / name / body.version / MANIFEST).is_file():
             raise NotFound(
                 field="version", got=body.version, expected=f"an artifact of the model {name}",
@@ -275,9 +288,11 @@ class RolloutRoutes:
         told = {"action": action, "by": by, "reason": reason, "evidence": {}, "request_id": request_id}
         for _ in range(_TRIES):
             (dumped,) = await self._call(command("GET", board.plan_key(name)))
-            plan = RolloutPlan(model=name, champion=self._stages.version(name)) if dumped is None else _plan(dumped)
+            plan = self._known(name) if dumped is None else _plan(dumped)
+            plan = plan or RolloutPlan(model=name, champion=self._stages.version(name))
             after = changed(plan)
-            (made,) = await self._call(board.change_command(after, told))
+            follows = 0 if dumped is None else plan.revision
+            (made,) = await self._call(board.change_command(after, told, after=follows))
             if made == 1:
                 shown = {"request_id": request_id, **after.as_json()}
                 body = {field: shown[field] for field in Plan.model_fields}
@@ -328,5 +343,5 @@ def _plan(dumped: bytes) -> RolloutPlan:
     except ValueError as error:
         raise Unavailable(
             field="plan", got=Words(str(error)[:200]), expected="a plan of this version of Playhead",
-            next_step="Delete the plan's key in the store: the champion stays what each machine's folder says.",
+            next_step="Stop Playhead, delete the plan's key in the store, and start it: the champion stays.",
         ) from error  # fmt: skip

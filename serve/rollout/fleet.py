@@ -8,7 +8,7 @@ when the last request that holds it is answered.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -72,7 +72,7 @@ class Fleet(Generic[S]):
     Args:
         model: name of the model.
         models: folder of model artifacts.
-        champion: the first stage, without a version yet.
+        champion: the first stage, without a version; it answers until there is one that has one.
         make: another stage without a version.
         metrics: where versions and refusals are shown.
 
@@ -92,10 +92,97 @@ class Fleet(Generic[S]):
         self._models = models
         self._make = make
         self._metrics = metrics
-        self._changing = asyncio.Lock()
+        self._loaded: dict[str, S] = {}
         self._loaded_ts: dict[str, int] = {}
         self._refused: dict[str, tuple[str, float]] = {}
+        self._loading: asyncio.Task[None] | None = None
         self._log = get("rollout")
+
+    def follow(self, plan: RolloutPlan) -> None:
+        """Make a plan the one that answers go by, at once, with the versions that are here; load what is missing.
+
+        Versions that cannot be loaded are refused, and tried again the next time that this is called after a while.
+        """
+        self._arrange(plan)
+        if self._missing() and (self._loading is None or self._loading.done()):
+            self._loading = asyncio.create_task(self._load())
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is missing that nobody is loading, such as what was refused a while ago."""
+        return self._missing() is not None and (self._loading is None or self._loading.done())
+
+    async def settled(self) -> None:
+        """Until nothing is being loaded."""
+        if self._loading is not None:
+            await asyncio.shield(self._loading)
+
+    async def close(self) -> None:
+        """Load nothing more."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+
+    def forgive(self) -> None:
+        """Try what was refused again at the next change: it was published again."""
+        self._refused = {version: (why, 0.0) for version, (why, _) in self._refused.items()}
+
+    def _wanted(self) -> list[str]:
+        """Versions that the plan needs; where no champion can be loaded, the one before it as well."""
+        plan = self.lineup.plan
+        wanted = list(plan.versions)
+        champion_is_refused = plan.champion is not None and plan.champion in self._refused
+        if champion_is_refused and self.lineup.champion.version is None and plan.previous is not None:
+            wanted.insert(0, plan.previous)
+        return wanted
+
+    def _missing(self) -> str | None:
+        """The next version to load."""
+        now_s = time.monotonic()
+        for version in self._wanted():
+            _, until_s = self._refused.get(version, ("", 0.0))
+            if version not in self._loaded and now_s >= until_s:
+                return version
+        return None
+
+    async def _load(self) -> None:
+        """Load what is missing, one after the other, by the plan as it is then."""
+        while (version := self._missing()) is not None:
+            try:
+                path = await asyncio.to_thread(_folder, self._models / self._model / version)
+                stage = await self._make()
+                await stage.load(path)
+            except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
+                self._refuse(version, error)
+            else:
+                self._refused.pop(version, None)
+                self._loaded[version] = stage
+                self._loaded_ts[version] = now_ms()
+            self._arrange(self.lineup.plan)
+
+    def _refuse(self, version: str, error: Exception) -> None:
+        detail, still = str(error)[:_ERROR_LENGTH], self.lineup.champion.version
+        self._refused[version] = (detail, time.monotonic() + _RETRY_S)
+        self._metrics.model_refused(self._model)
+        told = {"model": self._model, "version": version, "still": still, "error": detail}
+        self._log.error("model refused", extra=told)
+
+    def _arrange(self, plan: RolloutPlan) -> None:
+        """The lineup of a plan, of what is loaded; the champion before stays until there is another."""
+        before = {stage.version for stage in self.stages() if stage.version is not None}
+        champion = self.lineup.champion
+        for version in (plan.champion, plan.previous if champion.version is None else None):
+            if version is not None and version in self._loaded:
+                champion = self._loaded[version]
+                break
+        self.lineup = Lineup(plan, champion, self._have(plan.challenger), self._have(plan.shadow))
+        wanted = {*self._wanted(), champion.version}
+        self._loaded = {version: stage for version, stage in self._loaded.items() if version in wanted}
+        self._refused = {version: why for version, why in self._refused.items() if version in wanted}
+        self._tell(before)
+
+    def _have(self, version: str | None) -> S | None:
+        return None if version is None else self._loaded.get(version)
 
     def stages(self) -> Iterator[S]:
         """All stages of the lineup."""
@@ -104,63 +191,6 @@ class Fleet(Generic[S]):
         for stage in (lineup.challenger, lineup.shadow):
             if stage is not None:
                 yield stage
-
-    async def apply(self, plan: RolloutPlan) -> None:
-        """Make a plan the one that answers go by; versions that cannot be loaded are refused and tried again later."""
-        async with self._changing:
-            shares_only = replace(self.lineup, plan=plan)
-            if plan.versions == self.lineup.plan.versions:
-                self.lineup = shares_only  # at once: what follows may take seconds
-            elif plan.challenger is None and plan.champion == self.lineup.champion.version:
-                self.lineup = replace(shares_only, challenger=None)  # a roll-back waits for nothing
-            loaded = {stage.version: stage for stage in self.stages() if stage.version is not None}
-            before = set(loaded)
-            ready = {version: await self._stage(version, loaded) for version in plan.versions}
-            lineup = self.lineup
-            champion = ready.get(plan.champion) if plan.champion else None
-            self.lineup = Lineup(
-                plan,
-                champion or lineup.champion,
-                ready.get(plan.challenger) if plan.challenger else None,
-                ready.get(plan.shadow) if plan.shadow else None,
-            )
-            self._refused = {one: why for one, why in self._refused.items() if one in plan.versions}
-            self._tell(before)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all versions of the plan are loaded, or were refused too lately to be tried again."""
-        now_s = time.monotonic()
-        return all(now_s < until_s for _, until_s in self._refused.values())
-
-    def forgive(self) -> None:
-        """Try what was refused again at the next change: it was published again."""
-        self._refused = {version: (why, 0.0) for version, (why, _) in self._refused.items()}
-
-    async def _stage(self, version: str, loaded: dict[str, S]) -> S | None:
-        """A stage with a version: one that has it, else another one; None where it is refused."""
-        if version in loaded:
-            return loaded[version]
-        _, until_s = self._refused.get(version, ("", 0.0))
-        if time.monotonic() < until_s:
-            return None
-        try:
-            path = await asyncio.to_thread(_folder, self._models / self._model / version)
-            champion = self.lineup.champion
-            stage = champion if champion.version is None and not loaded else await self._make()
-            await stage.load(path)
-        except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
-            detail = str(error)[:_ERROR_LENGTH]
-            self._refused[version] = (detail, time.monotonic() + _RETRY_S)
-            self._metrics.model_refused(self._model)
-            still = self.lineup.champion.version
-            self._log.error("model refused", extra={"model": self._model, "version": version, "still": still,
-                                                    "error": detail})  # fmt: skip
-            return None
-        self._refused.pop(version, None)
-        self._loaded_ts[version] = now_ms()
-        loaded[version] = stage
-        return stage
 
     def _tell(self, before: set[str]) -> None:
         """Show who answers."""

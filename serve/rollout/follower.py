@@ -1,8 +1,13 @@
-"""Keeping a fleet by its plan: what the store says, else what was known, else what the model's folder says.
+"""Keeping a fleet by its plan: what the store says, else what was known, else what this machine's folder says.
 
-The folder's pointer `champion` names the version that answers where there is no plan, and is kept the same as the
-plan's champion: a machine that starts without its store goes on with the last good version. Whoever writes another
-version there while Playhead runs, or since the plan was changed last, makes it the champion at once.
+    models/NAME/champion       written by whoever makes versions: the one that should answer
+    models/NAME/serving.json   written by the gateways of this machine: the champion that answered here last, and which
+                               `champion` they had taken into account
+
+Another version in `champion` than the one that was taken into account is a publication: it is made the champion of the
+plan, so everywhere, once. A machine that comes anew, with whatever its folder holds, changes nothing. Without its store
+a gateway begins with the champion that answered here last. A store that lost its plan, or its last changes, is told it
+again by whoever knows it.
 """
 
 import asyncio
@@ -10,11 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import hiredis
+import orjson
 
 from features.errors import StoreUnavailable
 from features.layout import command
 from features.link import StoreLink
-from serve.artifacts import CHAMPION, read_champion, set_champion
+from serve.artifacts import read_champion, replace_file
 from serve.background import every
 from serve.clock import now_ms
 from serve.errors import ArtifactError
@@ -25,9 +31,9 @@ from serve.rollout import board
 from serve.rollout.fleet import Fleet, HasModel
 from serve.rollout.plans import RolloutPlan
 
+SERVING: Final = "serving.json"
+
 _DEADLINE_S: Final = 1.0
-_Mark = tuple[int, int, int] | None
-"""What tells that a file is another one: modification time (ns), size, inode; None where there is none."""
 
 
 class Follower:
@@ -52,8 +58,11 @@ class Follower:
         self._poll_s = poll_s
         self._metrics = metrics
         self._plan = RolloutPlan(model=model)
-        self._pointed: str | None = None
-        self._mark: _Mark = None
+        self._named: str | None = None
+        """The version in the folder's `champion`, as it was read last."""
+        self._taken: str | None = None
+        """The one that was taken into account."""
+        self._written: tuple[str | None, str | None] | None = None
         self._trouble = ""
         self._log = get("rollout")
 
@@ -76,68 +85,87 @@ class Follower:
             *others,
         )  # fmt: skip
 
+    async def start(self) -> None:
+        """Look for the first time, and wait for what has to be loaded."""
+        serving = await asyncio.to_thread(_read_serving, self._models / self._model / SERVING)
+        await self._read_named()
+        answers, (_, told) = serving.get("champion"), await self._read()
+        first = self._named
+        if serving:
+            self._taken, self._written = serving.get("taken"), (serving.get("champion"), serving.get("taken"))
+            if self._taken == self._named:
+                first = answers or self._named
+        else:
+            self._taken = self._named  # whatever came with this machine is no publication
+        self._plan = RolloutPlan(model=self._model, champion=first)
+        if told is not None:
+            self._plan = told
+        await self.look()
+        await self._fleet.settled()
+        await self._keep()
+
     async def run(self) -> None:
         """Look now and then, until cancelled."""
         await every(self._poll_s, self.look)
 
     async def look(self) -> None:
-        """Bring the fleet to the plan as it is now."""
-        told = await self._read()
-        plan = await self._settled(told)
-        if plan != self._fleet.lineup.plan or not self._fleet.is_whole:
-            await self._fleet.apply(plan)
-        self._plan = plan
+        """Bring the fleet to the plan as it is now; what has to be loaded is loaded meanwhile."""
+        is_heard, told = await self._read()
+        if is_heard:
+            await self._settle(told)
+        if await self._read_named():
+            self._fleet.forgive()
+        if self._named is not None and self._named != self._taken:
+            await self._publish(self._named, is_heard=is_heard)
+        if self._plan != self._fleet.lineup.plan or self._fleet.is_due:
+            self._fleet.follow(self._plan)
+        await self._keep()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Load nothing more, and close the connection."""
+        await self._fleet.close()
         await self._link.close()
 
-    async def _settled(self, told: RolloutPlan | None) -> RolloutPlan:
-        """What to follow, of what the store tells, what was known, and what the folder says."""
-        plan = self._plan
-        if told is not None and told.revision >= plan.revision:
-            plan = told
-        elif plan.revision > 0:
-            await self._put_back(told)
-        pointed, is_new, written_ms = await self._pointer()
-        if is_new:
-            self._fleet.forgive()
-        if pointed is not None and pointed != plan.champion:
-            if plan.revision == 0:
-                return RolloutPlan(model=self._model, champion=pointed)
-            if is_new and written_ms > plan.since_ts:
-                return await self._crown(plan, pointed)
-        if plan.revision > 0 and plan.champion and pointed != plan.champion:
-            await self._point(plan.champion)
-        return plan
+    async def _settle(self, told: RolloutPlan | None) -> None:
+        """Go by what the store tells, or tell it what it does not know any more."""
+        if told is not None and told.revision >= self._plan.revision:
+            self._plan = told
+        elif self._plan.revision > 0:
+            change = {"action": "restored", "by": "playhead", "reason": "the store had no plan, or an older one"}
+            self._log.warning("plan restored", extra={"model": self._model, "revision": self._plan.revision})
+            await self._change(self._plan, change, after=told.revision if told is not None else 0)
 
-    async def _read(self) -> RolloutPlan | None:
-        """The plan in the store; None where there is none, or the store does not answer."""
+    async def _publish(self, version: str, *, is_heard: bool) -> None:
+        """A version was named in the folder: the champion from now on.
+
+        Without a plan it is so for each machine by itself. With one, the plan is changed, and this is tried again until
+        the plan says that it was heard of, whoever told it.
+        """
+        plan = self._plan
+        if plan.published == version:
+            self._taken = version
+        elif plan.revision == 0:
+            self._plan = RolloutPlan(model=self._model, champion=version)
+            self._taken = version if is_heard else self._taken  # a plan that cannot be read now may have to be changed
+        elif is_heard:
+            after = plan.told_of(version, now_ms())
+            change = {"action": "published", "by": "playhead", "reason": "named in a machine's folder"}
+            if await self._change(after, change, after=plan.revision):
+                self._plan, self._taken = after, version
+
+    async def _read(self) -> tuple[bool, RolloutPlan | None]:
+        """Whether the store answered, and its plan; None where it has none."""
         try:
             (dumped,) = await self._link.call(command("GET", board.plan_key(self._model)), deadline_s=_DEADLINE_S)
             if isinstance(dumped, hiredis.ReplyError):
                 raise dumped
-            return None if dumped is None else board.load_plan(dumped)
+            return True, None if dumped is None else board.load_plan(dumped)
         except (StoreUnavailable, hiredis.ReplyError) as error:
             self._metrics.stage_failure("rollout", type(error).__name__)
-            return self._plan
         except ValueError as error:
             self._metrics.stage_failure("rollout", "ValueError")
             self._log.error("plan refused", extra={"model": self._model, "error": str(error)[:300]})
-            return self._plan
-
-    async def _put_back(self, told: RolloutPlan | None) -> None:
-        """Tell a store that was lost, or that lost its last writes, the plan that is known here."""
-        after = told.revision if told is not None else 0
-        change = {"action": "restored", "by": "playhead", "reason": "the store had no plan, or an older one"}
-        self._log.warning("plan restored", extra={"model": self._model, "revision": self._plan.revision})
-        await self._change(self._plan, change, after=after)
-
-    async def _crown(self, plan: RolloutPlan, version: str) -> RolloutPlan:
-        """Another version was written into the folder: the champion from now on, on all replicas."""
-        crowned = plan.crowned(version, now_ms())
-        change = {"action": "published", "by": "playhead", "reason": "written into the model's folder"}
-        return crowned if await self._change(crowned, change, after=plan.revision) else plan
+        return False, None
 
     async def _change(self, plan: RolloutPlan, change: dict[str, Any], *, after: int) -> bool:
         payload = board.change_command(plan, change, after=after)
@@ -148,37 +176,38 @@ class Follower:
             return False
         return bool(reply == 1)
 
-    async def _pointer(self) -> tuple[str | None, bool, int]:
-        """The version in the folder's pointer, whether that is news, and when it was written, UTC milliseconds."""
-        mark = await asyncio.to_thread(_mark, self._models / self._model / CHAMPION)
-        is_new = mark != self._mark
-        if is_new or self._trouble:
-            try:
-                path = await asyncio.to_thread(read_champion, self._models, self._model)
-            except ArtifactError as error:
-                if not self._trouble:
-                    self._metrics.model_refused(self._model)
-                    self._log.error("pointer refused", extra={"model": self._model, "error": str(error)[:300]})
-                self._trouble = str(error)
-                return self._pointed, False, 0
-            self._trouble = ""
-            self._mark = mark
-            self._pointed = None if path is None else path.name
-        return self._pointed, is_new, mark[0] // 1_000_000 if mark else 0
-
-    async def _point(self, version: str) -> None:
-        """Have the folder say what the plan says; a version that is not there is the fleet's to refuse."""
+    async def _read_named(self) -> bool:
+        """Read the version that the folder names; whether it is another one, or one that can be read again."""
         try:
-            await asyncio.to_thread(set_champion, self._models, self._model, version)
-        except (ArtifactError, OSError):
+            path = await asyncio.to_thread(read_champion, self._models, self._model)
+        except ArtifactError as error:
+            if not self._trouble:
+                self._metrics.model_refused(self._model)
+                self._log.error("pointer refused", extra={"model": self._model, "error": str(error)[:300]})
+            self._trouble = str(error)
+            return False
+        named, before = None if path is None else path.name, (self._named, self._trouble)
+        self._named, self._trouble = named, ""
+        return before != (named, "")
+
+    async def _keep(self) -> None:
+        """Note which champion answers here, for a start without the store."""
+        if self._fleet.lineup.champion.version != self._plan.champion or self._plan.champion is None:
             return
-        self._pointed = version
-        self._mark = await asyncio.to_thread(_mark, self._models / self._model / CHAMPION)
+        kept = (self._plan.champion, self._taken)
+        if kept == self._written:
+            return
+        content = orjson.dumps({"champion": kept[0], "taken": kept[1]})
+        try:
+            await asyncio.to_thread(replace_file, self._models / self._model / SERVING, content)
+        except OSError as error:
+            self._log.warning("what serves is not kept", extra={"model": self._model, "error": str(error)[:300]})
+        self._written = kept
 
 
-def _mark(path: Path) -> _Mark:
+def _read_serving(path: Path) -> dict[str, str | None]:
     try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+        document = orjson.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

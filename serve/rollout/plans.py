@@ -36,6 +36,7 @@ class RolloutPlan:
         challenger: version; None: no rollout goes on.
         share: of the challenger, 0 to 1.
         shadow: version; None: none.
+        published: version that was last taken from a model's folder, where a trainer names what it made.
         paused: whether only people change the share.
         salt: of the assignment; another one each rollout, so that not always the same units try what is new.
         since_ts: when this revision began, UTC milliseconds.
@@ -49,6 +50,7 @@ class RolloutPlan:
     challenger: str | None = None
     share: float = 0.0
     shadow: str | None = None
+    published: str | None = None
     paused: bool = False
     salt: str = ""
     since_ts: int = 0
@@ -107,24 +109,47 @@ class RolloutPlan:
         self._needs_challenger()
         return self._decided(champion=self.challenger, previous=self.champion, now_ms=now_ms)
 
-    def rolled_back(self, now_ms: int) -> Self:
-        """Back to the champion; where no rollout goes on, to the champion before.
+    def rolled_back(self, now_ms: int, version: str | None = None) -> Self:
+        """A version answers nobody any more: the champion does again, or the one before it.
+
+        Args:
+            now_ms: when, UTC milliseconds.
+            version: the challenger, or the champion; None: the challenger.
 
         Raises:
-            InvalidInput: there is nothing to go back from.
+            InvalidInput: that version is neither, or there is nothing to go back to.
         """
-        if self.challenger is not None:
+        if self.challenger is not None and version in {None, self.challenger}:
             return self._decided(champion=self.champion, previous=self.previous, now_ms=now_ms)
+        if version is None or version != self.champion:
+            raise InvalidInput(
+                field="version", got=version,
+                expected=f"the challenger, {self.challenger}, or the champion, {self.champion}",
+                next_step="Name the version that should not answer any more.",
+            )  # fmt: skip
         if self.previous is None:
             raise InvalidInput(
-                field="model", got=self.model, expected="a rollout that goes on, or a champion before this one",
+                field="model", got=self.model, expected="a champion before this one",
                 next_step="Promote the version that should answer.",
             )  # fmt: skip
         return self._decided(champion=self.previous, previous=None, now_ms=now_ms)
 
     def crowned(self, version: str, now_ms: int) -> Self:
-        """A version is the champion at once, without a rollout: as its folder says. A rollout that goes on ends."""
+        """A version is the champion at once; a rollout that goes on ends.
+
+        Raises:
+            InvalidInput: it is the champion already.
+        """
+        if version == self.champion:
+            raise InvalidInput(
+                field="version", got=version, expected="another version than the champion", next_step="Name another."
+            )
         return self._decided(champion=version, previous=self.champion, now_ms=now_ms)
+
+    def told_of(self, version: str, now_ms: int) -> Self:
+        """A trainer named what it made in the model's folder: it is the champion at once."""
+        plan = self if version == self.champion else self.crowned(version, now_ms)
+        return replace(plan, published=version, revision=self.revision + 1, since_ts=now_ms)
 
     def held(self, *, paused: bool, now_ms: int) -> Self:
         """Only people change the share from now on, or not only they.
@@ -162,7 +187,8 @@ class RolloutPlan:
 
     def _decided(self, *, champion: str | None, previous: str | None, now_ms: int) -> Self:
         over: dict[str, Any] = {"challenger": None, "share": 0.0, "paused": False, "salt": "", "started_ts": 0}
-        return self._changed(now_ms, champion=champion, previous=previous, **over)
+        shadow = None if self.shadow == champion else self.shadow
+        return self._changed(now_ms, champion=champion, previous=previous, shadow=shadow, **over)
 
     def _changed(self, now_ms: int, **fields: Any) -> Self:
         return replace(self, revision=self.revision + 1, since_ts=now_ms, **fields)

@@ -48,6 +48,11 @@ def fleet(models: Path) -> Fleet[Stage]:
     return Fleet("m", models, Stage(), make, Metrics())
 
 
+async def apply(fleet: Fleet[Stage], plan: RolloutPlan) -> None:
+    fleet.follow(plan)
+    await fleet.settled()
+
+
 STEADY = RolloutPlan(model="m", champion=A, revision=1)
 
 
@@ -57,19 +62,19 @@ def answering(fleet: Fleet[Stage]) -> set[str | None]:
 
 async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(fleet: Fleet[Stage]) -> None:
     assert answering(fleet) == {None}
-    await fleet.apply(STEADY)
+    await apply(fleet, STEADY)
     assert answering(fleet) == {A}
     tried = STEADY.begun(B, 0.5, 1)
-    await fleet.apply(tried)
+    await apply(fleet, tried)
     assert answering(fleet) == {A, B}
     assert [(one.version, one.role, one.share, one.state) for one in fleet.states] == [
         (A, "champion", 0.5, "live"), (B, "challenger", 0.5, "live"),
     ]  # fmt: skip
-    await fleet.apply(tried.shared(1.0, 2))
+    await apply(fleet, tried.shared(1.0, 2))
     assert answering(fleet) == {B}
     before = fleet.lineup.challenger
     old = weakref.ref(fleet.lineup.champion)
-    await fleet.apply(tried.promoted(3))
+    await apply(fleet, tried.promoted(3))
     assert answering(fleet) == {B}
     assert fleet.lineup.champion is before, "it is not loaded again"
     gc.collect()
@@ -77,14 +82,16 @@ async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(flee
 
 
 async def test_a_roll_back_does_not_wait_for_anything(fleet: Fleet[Stage], models: Path) -> None:
-    await fleet.apply(STEADY.begun(B, 0.5, 1))
+    await apply(fleet, STEADY.begun(B, 0.5, 1))
     (models / "m" / C / "slow").touch()
-    back = asyncio.create_task(fleet.apply(STEADY.begun(B, 0.5, 1).rolled_back(2).shadowed(C, 3)))
+    fleet.follow(STEADY.begun(B, 0.5, 1).shadowed(C, 3))
     await asyncio.sleep(0.01)
-    assert not back.done(), "the shadow is still being loaded"
+    assert answering(fleet) == {A, B}
+    fleet.follow(STEADY.begun(B, 0.5, 1).shadowed(C, 3).rolled_back(4))
     assert answering(fleet) == {A}
+    assert fleet.lineup.shadow is None, "it is still being loaded"
     (models / "m" / C / "slow").unlink()
-    await back
+    await fleet.settled()
     assert fleet.lineup.shadow is not None
 
 
@@ -94,38 +101,65 @@ async def test_a_challenger_that_cannot_be_loaded_leaves_its_share_to_the_champi
     monkeypatch.setattr("serve.rollout.fleet._RETRY_S", 0.05)
     (models / "m" / B / "damaged").touch()
     plan = STEADY.begun(B, 0.5, 1)
-    await fleet.apply(plan)
+    await apply(fleet, plan)
     assert answering(fleet) == {A}
     assert [(one.version, one.state) for one in fleet.states] == [(A, "live"), (B, "refused")]
     assert "damage" in fleet.states[1].detail
     assert any(fleet.lineup.of(str(unit))[1].challenged for unit in range(100)), "and it is known who was meant"
     (models / "m" / B / "damaged").unlink()
-    assert fleet.is_whole, "it was refused just now"
+    assert not fleet.is_due, "it was refused just now"
     await asyncio.sleep(0.06)
-    assert not fleet.is_whole
-    await fleet.apply(plan)
+    assert fleet.is_due
+    await apply(fleet, plan)
     assert answering(fleet) == {A, B}
-    assert fleet.is_whole
+    assert not fleet.is_due
 
 
 async def test_a_champion_that_cannot_be_loaded_leaves_the_one_before(fleet: Fleet[Stage], models: Path) -> None:
-    await fleet.apply(STEADY)
+    await apply(fleet, STEADY)
     (models / "m" / B / "damaged").touch()
-    await fleet.apply(STEADY.crowned(B, 1))
+    await apply(fleet, STEADY.crowned(B, 1))
     assert answering(fleet) == {A}
     assert [(one.version, one.state) for one in fleet.states] == [(A, "refused")]
-    await fleet.apply(STEADY.crowned("d" * 12, 1))
+    await apply(fleet, STEADY.crowned("d" * 12, 1))
     assert answering(fleet) == {A}
     assert "an artifact in" in fleet.states[0].detail
     (models / "m" / B / "damaged").unlink()
-    await fleet.apply(STEADY.crowned(B, 2))
+    fleet.forgive()
+    await apply(fleet, STEADY.crowned(B, 2))
     assert answering(fleet) == {B}
+
+
+async def test_at_a_start_a_damaged_champion_leaves_the_one_before_and_nobody_else(
+    fleet: Fleet[Stage], models: Path
+) -> None:
+    (models / "m" / B / "damaged").touch()
+    await apply(fleet, STEADY.crowned(B, 1).begun(C, 0.01, 2))
+    assert fleet.lineup.champion.version == A
+    assert fleet.lineup.challenger is not None
+    assert sum(fleet.lineup.of(str(unit))[0].version == C for unit in range(2000)) < 100
+    assert (fleet.states[0].version, fleet.states[0].state) == (A, "refused")
+    (models / "m" / B / "damaged").unlink()
+    fleet.forgive()
+    await apply(fleet, fleet.lineup.plan)
+    assert fleet.lineup.champion.version == B
+
+
+async def test_a_challenger_does_not_stand_in_for_a_champion_that_was_never_there(
+    fleet: Fleet[Stage], models: Path
+) -> None:
+    (models / "m" / A / "damaged").touch()
+    await apply(fleet, STEADY.begun(C, 0.01, 2))
+    assert fleet.lineup.champion.version is None
 
 
 async def test_many_changes_at_once_end_at_the_last(fleet: Fleet[Stage]) -> None:
     plans = [STEADY]
     for number, version in enumerate([B, C, A, B, C] * 4):
         plans.append(plans[-1].crowned(version, number))
-    await asyncio.gather(*[fleet.apply(plan) for plan in plans])
+    for plan in plans:
+        fleet.follow(plan)
+        await asyncio.sleep(0)
+    await fleet.settled()
     assert answering(fleet) == {C}
     assert fleet.lineup.plan is plans[-1]

@@ -1,7 +1,7 @@
 """Followers of a plan in a real store: what counts of store, memory and folder; and a store that is lost."""
 
 import asyncio
-import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from features.settings import Settings
-from serve.artifacts import read_champion, set_champion
+from serve.artifacts import set_champion
 from serve.metrics import Metrics
 from serve.rollout import board
 from serve.rollout.fleet import Fleet
@@ -28,7 +28,6 @@ def models(settings: Settings) -> Path:
         (settings.models / "m" / version).mkdir(parents=True)
         (settings.models / "m" / version / "manifest.json").write_text("{}")
     set_champion(settings.models, "m", A)
-    os.utime(settings.models / "m" / "champion", (1000, 1000))
     return settings.models
 
 
@@ -36,13 +35,22 @@ Opened = Callable[..., Any]
 
 
 @asynccontextmanager
-async def follower(settings: Settings) -> AsyncIterator[tuple[Follower, Fleet[Stage]]]:
-    fleet: Fleet[Stage] = Fleet("m", settings.models, Stage(), make, Metrics())
-    made = Follower(fleet, "m", settings.models, settings.redis_url, 0.05, Metrics())
+async def follower(settings: Settings, models: Path | None = None) -> AsyncIterator[tuple[Follower, Fleet[Stage]]]:
+    """One that has started."""
+    folder = models or settings.models
+    fleet: Fleet[Stage] = Fleet("m", folder, Stage(), make, Metrics())
+    made = Follower(fleet, "m", folder, settings.redis_url, 0.05, Metrics())
+    await made.start()
     try:
         yield made, fleet
     finally:
         await made.close()
+
+
+async def look(*each: tuple[Follower, Fleet[Stage]]) -> None:
+    for one, fleet in each:
+        await one.look()
+        await fleet.settled()
 
 
 def write(store: redis.Redis, plan: RolloutPlan, after: int | None = None) -> bool:
@@ -54,108 +62,165 @@ def stored(store: redis.Redis) -> RolloutPlan | None:
     return None if dumped is None else board.load_plan(dumped)
 
 
-def pointed(models: Path) -> str:
-    found = read_champion(models, "m")
-    assert found is not None
-    return found.name
-
-
 def champion(fleet: Fleet[Stage]) -> str | None:
     return fleet.lineup.champion.version
 
 
 async def test_without_a_plan_the_folder_counts(store: redis.Redis, settings: Settings, models: Path) -> None:
     async with follower(settings) as (one, fleet):
-        await one.look()
         assert champion(fleet) == A
         set_champion(models, "m", B)
-        await one.look()
+        await look((one, fleet))
         assert champion(fleet) == B
     assert stored(store) is None, "nobody made a plan"
 
 
-async def test_a_plan_reaches_all_and_the_folder_follows(store: redis.Redis, settings: Settings, models: Path) -> None:
-    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 5_000_000)
-    async with follower(settings) as (one, fleet), follower(settings) as (other, others):
-        await one.look()
+async def test_a_plan_reaches_all_and_outlives_a_restart(store: redis.Redis, settings: Settings, models: Path) -> None:
+    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 1)
+    async with follower(settings) as one, follower(settings) as other:
         assert write(store, plan)
         assert not write(store, plan), "one change a revision"
-        for each in (one, other):
-            await each.look()
-        for each in (fleet, others):
-            assert {stage.version for stage in each.stages()} == {A, B}
-        assert write(store, plan.promoted(6_000_000))
-        for each in (one, other):
-            await each.look()
-        assert champion(fleet) == champion(others) == B
-        assert pointed(models) == B
-    async with follower(settings) as (again, fleet):
-        await again.look()
-        assert champion(fleet) == B
+        await look(one, other)
+        for _, fleet in (one, other):
+            assert {stage.version for stage in fleet.stages()} == {A, B}
+        assert write(store, plan.promoted(2))
+        await look(one, other)
+        assert champion(one[1]) == champion(other[1]) == B
+    async with follower(settings) as (_, fleet):
+        assert champion(fleet) == B, "although the folder's trainer had named another"
+    assert stored(store) == plan.promoted(2)
 
 
-async def test_a_version_that_is_written_into_the_folder_is_the_champion_everywhere(
+async def test_a_version_that_is_named_in_the_folder_is_the_champion_everywhere_once(
     store: redis.Redis, settings: Settings, models: Path
 ) -> None:
-    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 5_000_000)
+    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 1)
     write(store, plan)
-    async with follower(settings) as (one, fleet):
-        await one.look()
+    async with follower(settings) as one, follower(settings) as other:
         set_champion(models, "m", C)
-        await one.look()
-        assert (champion(fleet), fleet.lineup.challenger) == (C, None)
+        await look(one, other, one, other)
+        for _, fleet in (one, other):
+            assert (champion(fleet), fleet.lineup.challenger) == (C, None)
+        told = stored(store)
+        assert told is not None
+        assert (told.champion, told.previous, told.challenger, told.revision) == (C, A, None, 2)
+        (change,) = board.load_changes(store.xrevrange(board.LOG, count=1))
+        assert (change["action"], change["plan"]["champion"]) == ("published", C)
+        write(store, told.rolled_back(9, C))
+        await look(one, other, one, other)
+        assert champion(one[1]) == champion(other[1]) == A, "what is named was taken into account"
+    async with follower(settings) as (_, fleet):
+        assert champion(fleet) == A
+
+
+async def test_what_is_named_while_nothing_runs_is_published_at_the_next_start(
+    store: redis.Redis, settings: Settings, models: Path
+) -> None:
+    async with follower(settings):
+        write(store, RolloutPlan(model="m", champion=A).crowned(B, 1))
+    set_champion(models, "m", C)  # such as by `playhead train`
+    async with follower(settings) as (_, fleet):
+        assert champion(fleet) == C
     told = stored(store)
     assert told is not None
-    assert (told.champion, told.previous, told.challenger, told.revision) == (C, A, None, 2)
-    (change,) = board.load_changes(store.xrevrange(board.LOG, count=1))
-    assert (change["action"], change["plan"]["champion"]) == ("published", C)
+    assert (told.champion, told.previous) == (C, B)
 
 
-async def test_at_a_start_the_newer_of_plan_and_folder_counts(
-    store: redis.Redis, settings: Settings, models: Path
+async def test_a_machine_that_comes_anew_changes_nothing(
+    store: redis.Redis, settings: Settings, models: Path, tmp_path: Path
 ) -> None:
-    write(store, RolloutPlan(model="m", champion=A).crowned(B, 5_000_000))
-    async with follower(settings) as (one, fleet):
-        await one.look()
-        assert champion(fleet) == B, "the folder's pointer is older"
-    assert pointed(models) == B
-    set_champion(models, "m", C)  # while nothing ran, such as by `playhead train`
-    async with follower(settings) as (one, fleet):
-        await one.look()
-        assert champion(fleet) == C
+    plan = RolloutPlan(model="m", champion=B).begun(C, 0.1, 1)
+    write(store, plan)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(models, elsewhere)  # its folder names A, and was written just now
+    async with follower(settings, elsewhere) as (one, fleet):
+        await look((one, fleet))
+        assert champion(fleet) == B
+    assert stored(store) == plan
+
+
+async def test_a_gateway_that_is_cut_off_undoes_nothing(
+    store: redis.Redis, settings: Settings, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted = RolloutPlan(model="m", champion=A).begun(B, 0.5, 1).promoted(2)
+    write(store, promoted, after=0)
+    async with follower(settings) as one, follower(settings) as other:
+
+        async def unheard() -> tuple[bool, None]:
+            return False, None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one[0], "_read", unheard)
+            write(store, promoted.rolled_back(3, B))
+            await look(other, one, one, other, other)
+            assert champion(one[1]) == B, "it knows no better"
+            assert champion(other[1]) == A
+        await look(one, other, one)
+        assert champion(one[1]) == champion(other[1]) == A
+    assert stored(store) == promoted.rolled_back(3, B)
+
+
+async def test_a_publication_outlives_a_store_that_does_not_take_it(
+    store: redis.Redis, settings: Settings, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(store, RolloutPlan(model="m", champion=B), after=0)
+    write(store, RolloutPlan(model="m", champion=B, revision=1), after=0)
+    async with follower(settings) as one:
+
+        async def refused(*_: Any, **__: Any) -> bool:
+            return False
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one[0], "_change", refused)
+            set_champion(models, "m", C)
+            await look(one, one)
+            assert champion(one[1]) == B
+        await look(one)
+        assert champion(one[1]) == C
 
 
 async def test_a_store_that_was_lost_is_told_again(store: redis.Redis, settings: Settings, models: Path) -> None:
-    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 5_000_000)
+    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 1)
     write(store, plan)
-    later = plan.rolled_back(6_000_000)
-    async with follower(settings) as (one, fleet):
-        await one.look()
+    later = plan.rolled_back(2)
+    async with follower(settings) as one:
         write(store, later)
-        await one.look()
+        await look(one)
         store.flushall()
-        await one.look()
+        await look(one)
         assert stored(store) == later
         store.delete(board.plan_key("m"))
         write(store, plan)  # a copy that had lost the last change
-        await one.look()
+        await look(one)
         assert stored(store) == later
-        assert {stage.version for stage in fleet.stages()} == {A}
+        assert {stage.version for stage in one[1].stages()} == {A}
 
 
 async def test_a_store_that_is_down_changes_nothing(valkey_process: Any, settings: Settings, models: Path) -> None:
     here = Settings(home=settings.home, redis_url=valkey_process.url, feast_registry=settings.feast_registry)
     with redis.Redis.from_url(here.redis_url) as store:
-        write(store, RolloutPlan(model="m", champion=A).begun(B, 0.5, 5_000_000))
-    async with follower(here) as (one, fleet):
-        await one.look()
+        write(store, RolloutPlan(model="m", champion=A).crowned(B, 1).begun(C, 0.5, 2), after=0)
+    async with follower(here) as one:
         valkey_process.kill()
-        for _ in range(3):
-            await one.look()
-        assert {stage.version for stage in fleet.stages()} == {A, B}
-    async with follower(here) as (started, fleet):
-        await started.look()
-        assert champion(fleet) == A, "the last good version, as the folder has it"
+        await look(one, one, one)
+        assert {stage.version for stage in one[1].stages()} == {B, C}
+    async with follower(here) as (_, fleet):
+        assert champion(fleet) == B, "the champion that answered here last"
+
+
+async def test_a_roll_back_does_not_wait_for_a_load(store: redis.Redis, settings: Settings, models: Path) -> None:
+    plan = RolloutPlan(model="m", champion=A).begun(B, 0.5, 1)
+    write(store, plan)
+    async with follower(settings) as (one, fleet):
+        (models / "m" / C / "slow").touch()
+        write(store, plan.shadowed(C, 2))
+        await one.look()
+        write(store, plan.shadowed(C, 2).rolled_back(3))
+        await one.look()
+        assert {stage.version for stage in fleet.stages()} == {A}
+        (models / "m" / C / "slow").unlink()
+        await fleet.settled()
+        assert {stage.version for stage in fleet.stages()} == {A, C}
 
 
 @pytest.mark.parametrize("rubbish", [b"{", b"[]", b'{"format": 9}', b"\xff"])
@@ -164,19 +229,18 @@ async def test_a_plan_that_cannot_be_read_changes_nothing(
 ) -> None:
     store.set(board.plan_key("m"), rubbish)
     async with follower(settings) as (one, fleet):
-        await one.look()
+        await look((one, fleet))
         assert champion(fleet) == A
 
 
 async def test_a_pointer_to_nothing_is_told_and_mended(settings: Settings, models: Path) -> None:
     async with follower(settings) as (one, fleet):
-        await one.look()
         (models / "m" / "champion").write_text("nothing\n")
-        await one.look()
+        await look((one, fleet))
         assert champion(fleet) == A
         assert one.states[0].state == "refused"
         set_champion(models, "m", B)
-        await one.look()
+        await look((one, fleet))
         assert (champion(fleet), one.states[0].state) == (B, "live")
 
 
@@ -190,6 +254,6 @@ async def test_it_looks_by_itself(store: redis.Redis, settings: Settings, models
         work: Awaitable[None] = one.run()
         task = asyncio.ensure_future(work)
         await eventually(lambda: champion(fleet) == A)
-        write(store, RolloutPlan(model="m", champion=A).crowned(B, 5_000_000))
+        write(store, RolloutPlan(model="m", champion=A).crowned(B, 1))
         await eventually(lambda: champion(fleet) == B)
         task.cancel()

@@ -27,10 +27,12 @@ def test_a_rollout_goes_from_stage_to_stage_to_the_champion() -> None:
     done = plan.promoted(3000)
     assert (done.champion, done.previous, done.challenger, done.share) == ("b" * 12, "a" * 12, None, 0.0)
     assert done.revision == 4
-    back = done.rolled_back(4000)
+    with pytest.raises(InvalidInput, match="the champion"):
+        done.rolled_back(4000)  # asked for twice, it must not cost the champion
+    back = done.rolled_back(4000, "b" * 12)
     assert (back.champion, back.previous) == ("a" * 12, None)
     with pytest.raises(InvalidInput, match="a champion before"):
-        back.rolled_back(5000)
+        back.rolled_back(5000, "a" * 12)
 
 
 def test_a_roll_back_leaves_the_champion_and_the_way_back() -> None:
@@ -44,12 +46,19 @@ def test_a_roll_back_leaves_the_champion_and_the_way_back() -> None:
         lambda: STEADY.shared(0.5, 1), lambda: STEADY.promoted(1), lambda: STEADY.held(paused=True, now_ms=1),
         lambda: STEADY.begun("a" * 12, 0.1, 1), lambda: STEADY.begun("b" * 12, 0.0, 1),
         lambda: STEADY.begun("b" * 12, 1.01, 1), lambda: TRIED.begun("c" * 12, 0.1, 1),
-        lambda: TRIED.shared(float("nan"), 1),
+        lambda: TRIED.shared(float("nan"), 1), lambda: STEADY.crowned("a" * 12, 1),
+        lambda: TRIED.rolled_back(1, "c" * 12), lambda: STEADY.rolled_back(1),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused(change: Any) -> None:
     with pytest.raises(InvalidInput):
         change()
+
+
+def test_a_shadow_that_is_promoted_is_none_any_more() -> None:
+    plan = TRIED.shadowed("b" * 12, 1).promoted(2)
+    assert (plan.champion, plan.shadow) == ("b" * 12, None)
+    assert TRIED.shadowed("c" * 12, 1).promoted(2).shadow == "c" * 12
 
 
 def test_each_rollout_tries_other_units() -> None:
