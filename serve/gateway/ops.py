@@ -29,7 +29,8 @@ class Model(BaseModel):
         name: the model.
         version: the version that answers; null while there is none.
         loaded_ts: when it went live on this replica, UTC milliseconds; null while there is none.
-        state: `live`; `missing` (none yet: popular titles, or the simple bitrate rule, answer); `refused` (the newest
+        state: `live`; `loading`;
+            `missing` (none yet: popular titles, or the simple bitrate rule, answer); `refused` (the newest
             cannot be loaded: the one before answers); `unreachable` (its stage does not answer).
         detail: what is wrong; empty when nothing is.
         role: `champion`; `challenger`, which answers a share; or `shadow`, which works beside the answers.
@@ -40,7 +41,7 @@ class Model(BaseModel):
     name: str
     version: str | None
     loaded_ts: int | None
-    state: Literal["live", "missing", "refused", "unreachable"]
+    state: Literal["live", "loading", "missing", "refused", "unreachable"]
     detail: str
     role: Literal["champion", "challenger", "shadow"]
     share: float

@@ -108,7 +108,8 @@ class ModelState:
         name: the model.
         version: the version that answers; None while there is none.
         loaded_ts: when it went live here, UTC milliseconds; None while there is none.
-        state: `live`; `missing` (no version; popular titles, or the simple bitrate rule, instead); `refused` (a newer
+        state: `live`; `loading`;
+            `missing` (no version; popular titles, or the simple bitrate rule, instead); `refused` (a newer
             version was published that cannot be loaded; an older one or what stands in answers); `unreachable` (its
             stage does not answer).
         detail: what is wrong, for operators; empty when nothing is.

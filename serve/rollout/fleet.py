@@ -213,7 +213,7 @@ class Fleet(Generic[S]):
                     name=self._model,
                     version=shown,
                     loaded_ts=self._loaded_ts.get(shown) if shown else None,
-                    state="refused" if detail else "live",
+                    state="refused" if detail else "live" if shown in here else "loading",
                     detail=detail,
                     role=role,
                     share=share,
