@@ -4,6 +4,7 @@ TensorRT for RTX builds engines for GPUs that are not there, with the network AP
 it takes is a graph whose operators and dynamic shapes TensorRT knows; running it needs the GPU.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from serve.artifacts import Artifact
@@ -15,12 +16,13 @@ from training.tensorrt import onnx_model
 ARCHITECTURES: Final = ("sm86", "sm89")
 
 
-def build_engine(artifact: Artifact, graph: str) -> bytes:
-    """Compile a graph of an artifact for ARCHITECTURES, each dynamic dimension with all sizes of its limits.
+def build_engine(artifact: Artifact, graph: str, architectures: Sequence[str] = ARCHITECTURES) -> bytes:
+    """Compile a graph of an artifact, each dynamic dimension with all sizes of its limits.
 
     Args:
         artifact: an artifact.
         graph: name of the graph.
+        architectures: GPUs.
 
     Returns:
         The serialized engine.
@@ -32,4 +34,4 @@ def build_engine(artifact: Artifact, graph: str) -> bytes:
     example, _ = artifact.example(graph)
     _, usual = InputCheck(graph, spec)(example, {}, {})
     trt, model = import_library(LIBRARIES["tensorrt-rtx"]), onnx_model(artifact, graph)
-    return build(trt, graph, spec, model, usual=usual, architectures=ARCHITECTURES).content
+    return build(trt, graph, spec, model, usual=usual, architectures=architectures).content
