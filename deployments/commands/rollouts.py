@@ -71,6 +71,29 @@ def shadow(
     _change(name, "shadow", {"version": version, "by": by, "reason": reason}, url, as_json=as_json)
 
 
+@app.command("status")
+def status(name: Name, *, url: Url = "", as_json: Json = False) -> None:
+    """Who answers, and what is known of a version that is tried."""
+    from rich.table import Table  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        found = _ask(url, f"/v1/models/{name}/rollout")
+        _tell(output, found["plan"])
+        judged = found["judged"]
+        if judged is not None:
+            output.console.print(f"{judged['action']}: {judged['reason']}", markup=False, soft_wrap=True)
+            table = Table(
+                "metric", "challenger", "champion", "ratio", "95 %", "e-value", "of", box=None, pad_edge=False
+            )
+            for one in judged["evidence"]:
+                high = "" if one["high"] is None else f"{one['high']:.2f}"
+                ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
+                cells = (f"{one['challenger']:,}", f"{one['champion']:,}", ratio, f"{one['low']:.2f} to {high}")
+                table.add_row(one["metric"], *cells, f"{one['e_value']:.3g}", f"{one['needed']:.3g}")
+            output.console.print(table)
+        output.answer(found)
+
+
 @app.command("changes")
 def changes(
     name: Name,

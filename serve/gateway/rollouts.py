@@ -141,6 +141,21 @@ class Plan(BaseModel):
     started_ts: int
 
 
+class Rollout(BaseModel):
+    """Answer of GET /v1/models/{name}/rollout.
+
+    Attributes:
+        request_id: names this answer.
+        plan: who answers.
+        judged: what the judge says of a rollout that goes on (`action`, `reason`, `evidence` of each metric: see
+            serve.rollout.decisions.Decision); null where none does, or nobody judges.
+    """
+
+    request_id: str
+    plan: Plan
+    judged: dict[str, Any] | None
+
+
 class ChangesQuery(BaseModel):
     """Query of GET /v1/models/{name}/changes.
 
@@ -203,6 +218,10 @@ class RolloutRoutes:
                 openapi_extra={"parameters": [_HEADER]},
             )  # fmt: skip
         app.add_api_route(
+            "/v1/models/{name}/rollout", self.rollout, response_model=Rollout, tags=["operations"],
+            summary="Who answers, and what is known of whom is tried", responses=responses(401, 404, 422, 503),
+        )  # fmt: skip
+        app.add_api_route(
             "/v1/models/{name}/changes", self.changes, response_model=Changes, tags=["operations"],
             summary="Who changed which version answers, and why", responses=responses(401, 404, 422, 503),
         )  # fmt: skip
@@ -260,6 +279,17 @@ class RolloutRoutes:
             request, name, lambda plan: plan.shadowed(body.version, now_ms()), "shadow", body.by, body.reason
         )
 
+    async def rollout(self, request: Request, name: ModelName) -> Response:
+        """The plan, and the evidence so far."""
+        self._check_known(name)
+        commands = command("GET", board.plan_key(name)) + command("GET", board.status_key(name))
+        dumped, status = await self._call(commands, count=2)
+        request_id = context_of(request).request_id
+        plan = self._plan(name, dumped)
+        judged = None if status is None or plan.challenger is None else orjson.loads(status)
+        body = {"request_id": request_id, "plan": _shown(plan, request_id), "judged": judged}
+        return Response(orjson.dumps(body), media_type="application/json")
+
     async def changes(self, request: Request, name: ModelName, query: Annotated[ChangesQuery, Query()]) -> Response:
         """The newest changes, those that Playhead made by itself with their evidence."""
         self._check_known(name)
@@ -288,19 +318,22 @@ class RolloutRoutes:
         told = {"action": action, "by": by, "reason": reason, "evidence": {}, "request_id": request_id}
         for _ in range(_TRIES):
             (dumped,) = await self._call(command("GET", board.plan_key(name)))
-            plan = self._known(name) if dumped is None else _plan(dumped)
-            plan = plan or RolloutPlan(model=name, champion=self._stages.version(name))
+            plan = self._plan(name, dumped)
             after = changed(plan)
             follows = 0 if dumped is None else plan.revision
             (made,) = await self._call(board.change_command(after, told, after=follows))
             if made == 1:
-                shown = {"request_id": request_id, **after.as_json()}
-                body = {field: shown[field] for field in Plan.model_fields}
-                return Response(orjson.dumps(body), media_type="application/json")
+                return Response(orjson.dumps(_shown(after, request_id)), media_type="application/json")
         raise Conflict(
             field="plan", got=Words("several changes at once"), expected="one change at a time",
             next_step="Look at GET /v1/models and try again.",
         )  # fmt: skip
+
+    def _plan(self, name: str, dumped: bytes | None) -> RolloutPlan:
+        """The plan in the store, else as this replica knows it."""
+        if dumped is not None:
+            return _plan(dumped)
+        return self._known(name) or RolloutPlan(model=name, champion=self._stages.version(name))
 
     def _check_operator(self, request: Request) -> None:
         if not self._token:
@@ -323,9 +356,9 @@ class RolloutRoutes:
                 field="name", got=name, expected=f"one of {', '.join(known)}", next_step="See GET /v1/models."
             )
 
-    async def _call(self, payload: bytes) -> list[Any]:
+    async def _call(self, payload: bytes, count: int = 1) -> list[Any]:
         try:
-            replies = await self._link.call(payload, deadline_s=_DEADLINE_S)
+            replies = await self._link.call(payload, count=count, deadline_s=_DEADLINE_S)
             for reply in replies:
                 if isinstance(reply, hiredis.ReplyError):
                     raise reply
@@ -335,6 +368,11 @@ class RolloutRoutes:
                 next_step="Nothing is known to have changed: look at GET /v1/models, and try again.",
             ) from error  # fmt: skip
         return replies
+
+
+def _shown(plan: RolloutPlan, request_id: str) -> dict[str, Any]:
+    found = {"request_id": request_id, **plan.as_json()}
+    return {field: found[field] for field in Plan.model_fields}
 
 
 def _plan(dumped: bytes) -> RolloutPlan:

@@ -2,6 +2,7 @@
 
 playhead:rollout:plan:MODEL   the plan: JSON
 playhead:rollout:models       models that ever had one, a set
+playhead:rollout:status:MODEL what the judge of a rollout that goes on says of it, JSON; see serve.rollout.decisions
 playhead:rollout:log          each change with who made it and why, a stream
 
 A change names the revision that it follows, so of two at once only one is made. A gateway that finds no plan where it
@@ -42,6 +43,11 @@ return 1
 def plan_key(model: str) -> str:
     """Key of a model's plan."""
     return f"playhead:rollout:plan:{model}"
+
+
+def status_key(model: str) -> str:
+    """Key of what the judge says."""
+    return f"playhead:rollout:status:{model}"
 
 
 def change_arguments(plan: RolloutPlan, change: Mapping[str, Any], *, after: int | None = None) -> list[Any]:

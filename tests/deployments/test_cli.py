@@ -29,7 +29,7 @@ SURFACE = {
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
     ("quality",): {"title"},
     ("demo",): {"outage"},
-    ("rollout",): {"promote", "rollback", "pause", "shadow", "changes"},
+    ("rollout",): {"promote", "rollback", "pause", "shadow", "status", "changes"},
 }
 
 OPTIONS = {
@@ -40,6 +40,7 @@ OPTIONS = {
     ("rollout", "rollback"): {"--by", "--reason", "--url", "--json"},
     ("rollout", "pause"): {"--resume", "--by", "--reason", "--url", "--json"},
     ("rollout", "shadow"): {"--by", "--reason", "--url", "--json"},
+    ("rollout", "status"): {"--url", "--json"},
     ("rollout", "changes"): {"--limit", "--url", "--json"},
     ("sessions",): {"--by", "--minutes", "--top", "--json"},
     ("doctor",): {"--port", "--data", "--json"},

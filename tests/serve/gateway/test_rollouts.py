@@ -16,6 +16,7 @@ import redis
 from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+from serve.rollout import board
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.watchtower.replica import WatchtowerReplica
 from tests.serve.bitrate.small_policy import small_policy
@@ -220,6 +221,19 @@ async def test_models_that_are_not_there_are_named(client: httpx.AsyncClient) ->
     answer = await client.post("/v1/models/nothing/rollback", json={}, headers=HEADERS)
     assert (answer.status_code, "recommend" in answer.text) == (404, True)
     assert (await client.get("/v1/models/nothing/changes")).status_code == 404
+
+
+async def test_what_is_known_of_a_rollout_is_shown(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str], store: redis.Redis
+) -> None:
+    async with open_client(arguments) as client:
+        before = (await client.get("/v1/models/recommend/rollout")).json()
+        assert (before["plan"]["champion"], before["plan"]["revision"], before["judged"]) == (versions[0], 0, None)
+        store.set(board.status_key("recommend"), b'{"action": "wait"}')
+        assert (await client.get("/v1/models/recommend/rollout")).json()["judged"] is None, "none goes on"
+        await change(client, "promote", version=versions[1])
+        shown = (await client.get("/v1/models/recommend/rollout")).json()
+        assert (shown["plan"]["challenger"], shown["judged"]) == (versions[1], {"action": "wait"})
 
 
 async def test_without_a_token_in_the_environment_nobody_may(
