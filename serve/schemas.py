@@ -46,6 +46,7 @@ class HomeQuery:
         rows: most rows, 1 to MAX_ROWS.
         items: most titles of a row, 1 to MAX_ITEMS.
         now_ms: time of the request; None: the clock's.
+        within_s: the longest that the caller waits, seconds; None: it did not say.
     """
 
     region: str | None = None
@@ -54,6 +55,7 @@ class HomeQuery:
     rows: int = 10
     items: int = 20
     now_ms: int | None = None
+    within_s: float | None = None
 
 
 class Versions(BaseModel):

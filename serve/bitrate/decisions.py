@@ -177,13 +177,16 @@ class Decider:
         return reason
 
     def _count(self, sessions: Sequence[Session], plan: Plan, seconds: float) -> None:
-        """Tell of a plan: its decisions, what it took by the measure of a small one, and how high it chose."""
-        seconds *= INLINE / max(len(sessions), INLINE)
+        """Tell of a plan: its decisions, what it took by the measure of a small one, and how high it chose.
+
+        Each version took its own time, where the plan says it; else the whole.
+        """
         for version, count in plan.missing.items():
             self._vitals.decided(version, count, count)
         for version, places in plan.by_version().items():
             failed = sum(plan.rungs[place] == -1 for place in places)
-            sampled = self._vitals.decided(version, len(places), failed, seconds)
+            own_s = plan.seconds.get(version, seconds) * INLINE / max(len(places), INLINE)
+            sampled = self._vitals.decided(version, len(places), failed, own_s)
             rung, highest = plan.rungs[places[0]], len(sessions[places[0]].rungs_kbps) - 1
             if sampled and rung >= 0 and highest > 0:
                 self._vitals.scored(version, rung / highest)

@@ -7,7 +7,7 @@ that would hold the loop up runs in a thread.
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -67,6 +67,7 @@ class Plan:
         throughput_kbps: quantiles .1, .5 and .9 of the next download's throughput, by session.
         others: place of a session -> version of the policy that planned for it, where that is another.
         missing: version -> sessions that it should have planned for and did not; the plan is another version's.
+        seconds: version -> what its own stage took, above 0; who is not there was not timed.
     """
 
     version: str
@@ -76,6 +77,7 @@ class Plan:
     throughput_kbps: Sequence[Sequence[float]]
     others: Mapping[int, str] = field(default_factory=dict)
     missing: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def version_of(self, place: int) -> str:
         """The version that planned for a session."""
@@ -99,6 +101,7 @@ class Plan:
             self.safe_rungs[cut],
             self.rebuffer_probability[cut],
             self.throughput_kbps[cut],
+            seconds=self.seconds,
         )
 
 
@@ -169,19 +172,21 @@ class Policy:
             InvalidInput: an input is out of the range that the policy was made for.
         """
         count = len(observations)
+        started_s = time.perf_counter()
         size = next(batch for batch in self.engines if batch >= count)
         engine = self.engines[size]
         inputs = observations.as_inputs()
         if size != count:
             inputs = {name: _filled(array, size) for name, array in inputs.items()}
         outputs = engine(inputs)
-        return _plan(
+        plan = _plan(
             self.version,
             outputs["scores"][:count],
             outputs["rebuffer_probability"][:count],
             outputs["throughput_quantiles_kbps"][:count],
             observations.rungs_kbps,
         )
+        return replace(plan, seconds={self.version: time.perf_counter() - started_s})
 
 
 def _filled(array: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -18,13 +18,14 @@ from serve.clock import now_ms
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.entrance import MAX_DEADLINE_S, MIN_DEADLINE_S, Context, context_of
 from serve.gateway.errors import DeadlineExceeded, Words, responses
-from serve.gateway.stages import Recommender, Stages, StageUnreachable
+from serve.gateway.stages import Assigns, Recommender, Stages, StageUnreachable
 from serve.logs import RequestLog, RequestLogSettings, get
 from serve.metrics import Metrics
 from serve.schemas import (
     MAX_ITEMS,
     MAX_ROWS,
     Answer,
+    Assigned,
     EventBatch,
     EventReceipt,
     HomePage,
@@ -149,10 +150,19 @@ class PlayerRoutes:
         left_ms = context.left_ms()
         profile = await self._stages.features.read(query.profile_id, min(self._store_deadline_ms, left_ms / 2))
         self._metrics.observe("features", time.perf_counter() - started)
-        asked = HomeQuery(region=query.region, device=query.device, kids=query.kids, rows=query.rows, items=query.items)
-        answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked))
+        asked = HomeQuery(
+            region=query.region,
+            device=query.device,
+            kids=query.kids,
+            rows=query.rows,
+            items=query.items,
+            within_s=_ranker_s(context),
+        )
+        ranker = self._stages.ranker
+        assigned = ranker.assigned(query.profile_id) if isinstance(ranker, Assigns) else None
+        answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked), assigned)
         if isinstance(answer, str):
-            answer = Answer.empty_home(query.profile_id, (answer,), now_ms())
+            answer = replace(Answer.empty_home(query.profile_id, (answer,), now_ms()), assigned=_missed(assigned))
         response = self._rendered(context, answer, profile.degraded)
         where = {name: value for name, value in (("device", query.device), ("region", query.region)) if value}
         degraded = not _ORDINARY.issuperset(context.degraded)
@@ -227,19 +237,24 @@ class PlayerRoutes:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.failed(request_id=context.request_id, route=context.route, error=error)
 
-    async def _recommend(self, context: Context, ask: Callable[[Recommender], Awaitable[Answer]]) -> Answer | str:
-        """The ranker's answer, else the stand-in's, else why there is none."""
-        left_s = context.left_ms() / 1000
-        reason = await self._asked(context, self._stages.ranker, ask, max(left_s - _LAST_RESORT_S, left_s / 2))
+    async def _recommend(
+        self, context: Context, ask: Callable[[Recommender], Awaitable[Answer]], assigned: Assigned | None = None
+    ) -> Answer | str:
+        """The ranker's answer, else the stand-in's, else why there is none; `assigned` is who should answer."""
+        reason = await self._asked(context, self._stages.ranker, ask, _ranker_s(context))
         if isinstance(reason, Answer):
             self._vitals.answered(reason)
             return reason
-        self._vitals.failed()
+        if assigned is not None and assigned.version:
+            self._vitals.decided(assigned.version, failed=1)
+        else:
+            self._vitals.failed()
         if self._stages.stand_in is None:
             return reason
         answer = await self._asked(context, self._stages.stand_in, ask, context.left_ms() / 1000)
         if isinstance(answer, Answer):
-            return replace(answer, degraded=tuple(dict.fromkeys((reason, *answer.degraded))))
+            degraded = tuple(dict.fromkeys((reason, *answer.degraded)))
+            return replace(answer, degraded=degraded, assigned=_missed(assigned))
         return reason
 
     async def _asked(
@@ -273,6 +288,17 @@ class PlayerRoutes:
         for stage, milliseconds in answer.timings_ms.items():
             self._metrics.observe(stage, milliseconds / 1000)
         return Response(answer.body(context.request_id), media_type="application/json")
+
+
+def _ranker_s(context: Context) -> float:
+    """Seconds that the ranker has."""
+    left_s = context.left_ms() / 1000
+    return max(left_s - _LAST_RESORT_S, left_s / 2)
+
+
+def _missed(assigned: Assigned | None) -> Assigned | None:
+    """Who should have answered, and did not."""
+    return None if assigned is None else replace(assigned, missed=True)
 
 
 def _refuse_future(events: Sequence[Event]) -> None:

@@ -8,6 +8,7 @@ a probe now and then, until one succeeds.
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from features.profiles import ProfileFeatures
@@ -178,7 +179,9 @@ class RemoteRanker(RemoteModel):
         Raises:
             StageUnreachable: the deployment does not answer.
         """
-        answer: Answer = await self._stage.call("home", profile, query)
+        deadline_s = self._stage.deadline_ms / 1000
+        within_s = deadline_s if query.within_s is None else min(query.within_s, deadline_s)
+        answer: Answer = await self._stage.call("home", profile, replace(query, within_s=within_s))
         return answer
 
     async def similar(self, title_id: str, query: HomeQuery) -> Answer:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from features.events import Event
 from features.profiles import ProfileFeatures
 from serve.bitrate.decisions import Lookups
 from serve.bitrate.planner import Planner
-from serve.schemas import Answer, HomeQuery
+from serve.schemas import Answer, Assigned, HomeQuery
 from serve.telemetry.log import Said
 
 
@@ -71,6 +71,15 @@ class Recommender(Protocol):
         Raises:
             NotFound: the catalogue does not hold it.
         """
+        ...
+
+
+@runtime_checkable
+class Assigns(Protocol):
+    """A recommender that knows which version a profile belongs to before it answers."""
+
+    def assigned(self, profile_id: str) -> Assigned | None:
+        """Who should make a profile's page now; None where no rollout goes on."""
         ...
 
 

@@ -1,8 +1,10 @@
 """Bitrate plans by the version that a session is assigned to."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -15,8 +17,10 @@ from serve.rollout.fleet import Fleet, Lineup
 Ask = Callable[[BitratePlanner, Sequence[int]], Awaitable[Plan]]
 """A version's plan for some of the sessions, by their places."""
 
-_CHALLENGER_S = 0.5
+_CHALLENGER_S: Final = 0.5
 """Share of the time that is left which a challenger may take; the champion has the rest, if it must."""
+
+_LEAST_S: Final = 0.001
 
 
 class FleetPlanner:
@@ -24,7 +28,8 @@ class FleetPlanner:
 
     Sessions without an id are the champion's: nobody could tell them again.
 
-    What a challenger makes no plan for, the champion does, and the plan says so in `missing`.
+    What a challenger makes no plan for, the champion does, and the plan says so in `missing`. In a batch with sessions
+    of both, they plan side by side.
 
     Args:
         fleet: the versions.
@@ -49,9 +54,12 @@ class FleetPlanner:
         if lineup.plan.challenger is None:
             return await lineup.champion.plan(sessions, within_s)
 
+        until_s = time.monotonic() + within_s
+
         async def ask(planner: BitratePlanner, places: Sequence[int]) -> Plan:
+            left_s = max(until_s - time.monotonic(), _LEAST_S)
             share = _CHALLENGER_S if planner is lineup.challenger else 1.0
-            return await planner.plan([sessions[place] for place in places], within_s * share)
+            return await planner.plan([sessions[place] for place in places], left_s * share)
 
         units = [session.session_id for session in sessions]
         return await self._plan(lineup, units, ask, within_s * _CHALLENGER_S)
@@ -81,14 +89,20 @@ class FleetPlanner:
         challenged = [place for place, unit in enumerate(units) if unit and lineup.of(unit)[1].challenged]
         if not challenged:
             return await ask(lineup.champion, range(len(units)))
-        trial = await self._tried(lineup, challenged, ask, challenger_s)
-        if trial is None:
-            missing = {str(lineup.plan.challenger): len(challenged)}
-            return replace(await ask(lineup.champion, range(len(units))), missing=missing)
-        if len(challenged) == len(units):
-            return trial
+        if lineup.challenger is None:
+            plan = await ask(lineup.champion, range(len(units)))
+            return replace(plan, missing={str(lineup.plan.challenger): len(challenged)})
         others = sorted(set(range(len(units))) - set(challenged))
-        return _merged((others, await ask(lineup.champion, others)), (challenged, trial))
+        if not others:
+            trial = await self._tried(lineup, challenged, ask, challenger_s)
+            return trial or await _instead(lineup, challenged, ask)
+        trying = asyncio.create_task(self._tried(lineup, challenged, ask, challenger_s))
+        try:
+            rest = await _timed(lineup.champion, others, ask)
+            trial = await trying
+        finally:
+            trying.cancel()  # where the champion has none either; else it is over
+        return _merged((others, rest), (challenged, trial or await _instead(lineup, challenged, ask)))
 
     async def _tried(
         self, lineup: Lineup[BitratePlanner], places: Sequence[int], ask: Ask, within_s: float | None
@@ -98,15 +112,27 @@ class FleetPlanner:
             return None
         try:
             async with asyncio.timeout(within_s):
-                return await ask(lineup.challenger, places)
+                return await _timed(lineup.challenger, places, ask)
         except Exception as error:  # noqa: BLE001 - whatever a challenger does, playback goes on
             told = {"version": lineup.challenger.version, "error": repr(error)[:300]}
             self._log.error("challenger failed", extra=told)
             return None
 
 
+async def _timed(planner: BitratePlanner, places: Sequence[int], ask: Ask) -> Plan:
+    """A version's plan that says what it took."""
+    started_s = time.perf_counter()
+    plan = await ask(planner, places)
+    return plan if plan.seconds else replace(plan, seconds={plan.version: time.perf_counter() - started_s})
+
+
+async def _instead(lineup: Lineup[BitratePlanner], places: Sequence[int], ask: Ask) -> Plan:
+    """The champion's plan for sessions of the challenger."""
+    return replace(await _timed(lineup.champion, places, ask), missing={str(lineup.plan.challenger): len(places)})
+
+
 def _merged(of_champion: tuple[Sequence[int], Plan], of_challenger: tuple[Sequence[int], Plan]) -> Plan:
-    """One plan of two parts, by their places."""
+    """One plan of two parts, by their places; the champion may have made both."""
     places = [*of_champion[0], *of_challenger[0]]
     parts = of_champion[1], of_challenger[1]
     order = sorted(range(len(places)), key=places.__getitem__)
@@ -117,5 +143,10 @@ def _merged(of_champion: tuple[Sequence[int], Plan], of_challenger: tuple[Sequen
 
     names = ("rungs", "safe_rungs", "rebuffer_probability", "throughput_kbps")
     lines: dict[str, list[object]] = {name: merged(name) for name in names}
-    others = dict.fromkeys(of_challenger[0], of_challenger[1].version)
-    return Plan(version=of_champion[1].version, others=others, **lines)  # type: ignore[arg-type]  # as they were
+    champions, trial = parts
+    others = {} if trial.version == champions.version else dict.fromkeys(of_challenger[0], trial.version)
+    seconds = {**trial.seconds}
+    for version, took_s in champions.seconds.items():
+        seconds[version] = seconds.get(version, 0.0) + took_s
+    told = {"others": others, "missing": trial.missing, "seconds": seconds}
+    return Plan(version=champions.version, **lines, **told)  # type: ignore[arg-type]  # as they were

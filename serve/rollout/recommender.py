@@ -10,12 +10,17 @@ from typing import Final
 from features.profiles import ProfileFeatures
 from serve.logs import get
 from serve.ranking import Ranker
-from serve.rollout.assignment import place
+from serve.rollout.assignment import Assignment, place
 from serve.rollout.fleet import Fleet
+from serve.rollout.plans import RolloutPlan
 from serve.schemas import MODEL_FAILED, Answer, Assigned, HomeQuery
 
 SHADOW_SHARE: Final = 0.1
 """Of the profiles, whose pages a shadow makes as well."""
+
+CHALLENGER_S: Final = 0.3
+"""The longest that a challenger may take for a page, and half of what the caller waits at most: then the champion makes
+it."""
 
 _MOST_SHADOWED: Final = 2
 """At a time; a shadow that is slower leaves pages out."""
@@ -52,22 +57,34 @@ class FleetRanker:
         """
         lineup = self._fleet.lineup
         ranker, assignment = lineup.of(profile.profile_id)
-        answer = await ranker.home(profile, query)
-        if ranker is not lineup.champion and MODEL_FAILED in answer.degraded:
+        answer = None if ranker is lineup.champion else await self._tried(ranker, profile, query)
+        if answer is None:
             ranker, answer = lineup.champion, await lineup.champion.home(profile, query)
         if lineup.shadow is not None and place("shadow", profile.profile_id) < SHADOW_SHARE:
             self._shadow(lineup.shadow, profile, query, answer)
-        plan = lineup.plan
-        if plan.challenger is None:
+        if lineup.plan.challenger is None:
             return answer
-        assigned = Assigned(
-            version=plan.challenger if assignment.challenged else plan.champion or "",
-            challenged=assignment.challenged,
-            propensity=assignment.propensity,
-            salt=plan.salt,
-            missed=assignment.challenged and ranker is lineup.champion,
-        )
-        return replace(answer, assigned=assigned)
+        missed = assignment.challenged and ranker is lineup.champion
+        return replace(answer, assigned=_assigned(lineup.plan, assignment, missed=missed))
+
+    def assigned(self, profile_id: str) -> Assigned | None:
+        """Who should make a profile's page now; None where no rollout goes on."""
+        lineup = self._fleet.lineup
+        if lineup.plan.challenger is None:
+            return None
+        return _assigned(lineup.plan, lineup.of(profile_id)[1], missed=False)
+
+    async def _tried(self, challenger: Ranker, profile: ProfileFeatures, query: HomeQuery) -> Answer | None:
+        """The challenger's page; None where it made none in time."""
+        within_s = CHALLENGER_S if query.within_s is None else min(CHALLENGER_S, query.within_s / 2)
+        try:
+            async with asyncio.timeout(within_s):
+                answer = await challenger.home(profile, query)
+        except Exception as error:  # noqa: BLE001 - whatever a challenger does, the champion makes the page
+            told = {"version": challenger.version, "error": repr(error)[:300]}
+            self._log.error("challenger failed", extra=told)
+            return None
+        return None if MODEL_FAILED in answer.degraded else answer
 
     async def similar(self, title_id: str, query: HomeQuery) -> Answer:
         """Titles like a title, by the champion: nobody is asked for.
@@ -97,6 +114,17 @@ class FleetRanker:
             return
         if shadow.version is not None:
             self._compared(shadow.version, made, overlap(shown, made))
+
+
+def _assigned(plan: RolloutPlan, assignment: Assignment, *, missed: bool) -> Assigned:
+    version = plan.challenger if assignment.challenged else plan.champion
+    return Assigned(
+        version=version or "",
+        challenged=assignment.challenged,
+        propensity=assignment.propensity,
+        salt=plan.salt,
+        missed=missed,
+    )
 
 
 def overlap(shown: Answer, made: Answer) -> float:

@@ -5,8 +5,9 @@ play, error, ...): whose its second event is, is known from its first (serve.rol
 in the store, as one bit of many a profile and kind: two profiles that share a bit count as one, whatever their arms.
 What a replica that died had read last is left out likewise.
 
-playhead:rollout:seen:MODEL:SALT:SHARE:KIND   bits by profile
+playhead:rollout:seen:MODEL:SALT:SHARE:KIND   bits by profile, until the stage ends
 playhead:rollout:page:REQUEST                 the first page of a profile, until its play or for PLAY_WITHIN_S
+playhead:rollout:status:MODEL                 what was decided last and by what evidence, JSON; for STATUS_TTL_S
 """
 
 from collections import Counter
@@ -28,6 +29,9 @@ BITS: Final = 1 << 25
 """Of 1,000,000 profiles 1.5 % share one's bit."""
 
 SEEN_TTL_S: Final = 14 * 86_400
+"""For trials whose end nobody saw; else their keys are deleted then."""
+
+STATUS_TTL_S: Final = 60
 
 _THRESHOLD_S: Final = 10.0
 _KIND: Final = "rollout-trial"
@@ -54,6 +58,7 @@ class Trial:
         self._threshold = SlowThreshold()
         self._champion: Histogram = {}
         self._champion_s = 0.0
+        self._counts: Counter[tuple[bool, str]] = Counter()
 
     def is_of(self, plan: RolloutPlan) -> bool:
         """Whether it is what the plan tries now."""
@@ -62,7 +67,7 @@ class Trial:
     def see(
         self, store: Store, exposures: Iterable[Mapping[str, Any]], seconds: float, *, is_drifting: bool
     ) -> Decision:
-        """Take in what was told since the last time.
+        """Take in what was told since the last time, and decide.
 
         Args:
             store: remembers who was seen.
@@ -70,17 +75,38 @@ class Trial:
             seconds: since the last time.
             is_drifting: whether the Watchtower suspects the challenger, and not the champion.
         """
+        self.take(store, exposures)
+        return self.decide(seconds, is_drifting=is_drifting)
+
+    def take(self, store: Store, exposures: Iterable[Mapping[str, Any]]) -> None:
+        """Take in some of what was told since the last decision.
+
+        Args:
+            store: remembers who was seen.
+            exposures: in their order; those of other models, rollouts and stages are left out.
+        """
         shown, plays = [], []
         for one in exposures:
             if one["kind"] == PLAYED:
                 plays.append(one["request_id"])
             elif one["kind"] == SHOWN and one.get("model") == self.model and self._is_mine(one):
                 shown.append(one)
-        counts: Counter[tuple[bool, str]] = Counter()
-        firsts = self._firsts(store, shown, counts)
+        firsts = self._firsts(store, shown, self._counts)
         self._await_plays(store, firsts)
-        self._count_plays(store, plays, counts)
-        self._learn(shown, seconds)
+        self._count_plays(store, plays, self._counts)
+        for one in shown:
+            if not one["challenged"] and one["seconds"]:
+                add(self._champion, one["seconds"])
+
+    def decide(self, seconds: float, *, is_drifting: bool) -> Decision:
+        """Decide by what was taken in since the last time.
+
+        Args:
+            seconds: since then.
+            is_drifting: whether the Watchtower suspects the challenger, and not the champion.
+        """
+        counts, self._counts = self._counts, Counter()
+        self._learn(seconds)
         return self.judge.see(
             WindowCounts(
                 challenger=_arm(counts, challenged=True), champion=_arm(counts, challenged=False), seconds=seconds,
@@ -145,11 +171,12 @@ class Trial:
                 if tag == self._tag(challenged=challenged).encode():
                     counts[challenged, "plays"] += 1
 
-    def _learn(self, shown: Iterable[Mapping[str, Any]], seconds: float) -> None:
+    def seen_keys(self) -> list[str]:
+        """Keys of who was seen, which nobody needs once the trial is over."""
+        return [self._seen_key(kind) for kind in ("profiles", "errors", "degraded", "slow", "very_slow")]
+
+    def _learn(self, seconds: float) -> None:
         """What the champion's answers take, for the windows to come."""
-        for one in shown:
-            if not one["challenged"] and one["seconds"]:
-                add(self._champion, one["seconds"])
         self._champion_s += seconds
         if self._champion_s >= _THRESHOLD_S:
             self._threshold.see(self._champion)
@@ -182,6 +209,11 @@ class Trial:
         trial._champion = {int(place): int(count) for place, count in state["champion"]}
         trial._champion_s = state["seconds"]
         return trial
+
+
+def status_key(model: str) -> str:
+    """Key of what was decided last of a model's rollout."""
+    return f"playhead:rollout:status:{model}"
 
 
 def _page_key(request_id: str) -> str:

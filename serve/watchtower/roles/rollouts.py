@@ -6,19 +6,27 @@ quality) are rolled back by the Watchtower's word alone, and promoted by people.
 """
 
 import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
+
+import orjson
 
 from serve.rollout import board as rollouts
 from serve.rollout.decisions import DRIFT, Decision, Limits
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.plans import RolloutPlan, next_stage
-from serve.rollout.trials import Trial
+from serve.rollout.trials import STATUS_TTL_S, Trial, status_key
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
 from serve.watchtower.checkpoints import beginning_anew, read_state, state_command, store_ms
 from serve.watchtower.leases import Lease, Leases
 
 LOOK_MS: Final = 1_000
+DRAIN_S: Final = 0.5
+"""The longest that a step reads what was told; what is left waits for the next."""
+STATUS_MS: Final = 5_000
 _ENTRIES: Final = 2_000
 _BY: Final = "playhead"
 
@@ -43,11 +51,15 @@ class RolloutRole:
         self._trials: dict[str, Trial] = {}
         self._looked_ms = store_ms(store)
         self._position = f"{self._looked_ms}-0"  # what was shown before nobody asked
+        self._is_entry = False
+        self._is_behind = False
+        self._told_ms: dict[str, int] = {}
         with beginning_anew(board.ROLLOUT_ROLE):
             state = read_state(store, board.ROLLOUT_ROLE)
             if state is not None:
                 self._trials = {model: Trial.from_state(one) for model, one in state["trials"].items()}
                 self._position = str(state["position"])
+                self._is_entry = bool(state.get("is_entry", False))
 
     def step(self) -> bool:
         """Take in what was told in the last second, and decide."""
@@ -57,23 +69,59 @@ class RolloutRole:
         seconds, self._looked_ms = (now_ms - self._looked_ms) / 1000, now_ms
         plans = self._plans()
         tried = {model: plan for model, plan in plans.items() if plan.challenger is not None}
+        trials = {model: self._trial(plan) for model, plan in tried.items()}
+        ended = [trial for model, trial in self._trials.items() if trials.get(model) is not trial]
+        commands: list[list[Any]] = [["UNLINK", key] for trial in ended for key in trial.seen_keys()]
+        commands += [["DEL", status_key(model)] for model in self._trials if model not in trials]
+        self._trials = trials
         if not tried:
-            self._trials, self._position = {}, f"{now_ms}-0"
+            self._position, self._is_entry, self._is_behind = f"{now_ms}-0", False, False
+            if commands:
+                self._leases.commit(self._lease, [*commands, self._state_command()])
             return False
-        known = self._health()
-        exposures = self._exposures()
+        self._drain()
+        known = self._health(now_ms)
         for model, plan in tried.items():
-            trial = self._trials.get(model)
-            if trial is None or not trial.is_of(plan):
-                trial = Trial(plan, self._limits)
-            self._trials[model] = trial
             suspicion = _suspicion(known, plan)
-            decision = trial.see(self._store, exposures, seconds, is_drifting=bool(suspicion))
+            decision = trials[model].decide(seconds, is_drifting=bool(suspicion))
+            if now_ms - self._told_ms.get(model, 0) >= STATUS_MS:
+                self._told_ms[model] = now_ms
+                status = _status(plan, trials[model], decision, suspicion, now_ms)
+                commands.append(["SET", status_key(model), orjson.dumps(status), "EX", STATUS_TTL_S])
             self._act(plan, decision, suspicion)
-        self._trials = {model: trial for model, trial in self._trials.items() if model in tried}
-        state = {"trials": {model: trial.state() for model, trial in self._trials.items()}, "position": self._position}
-        self._leases.commit(self._lease, [state_command(board.ROLLOUT_ROLE, state)])
-        return len(exposures) >= _ENTRIES
+        self._leases.commit(self._lease, [*commands, self._state_command()])
+        return self._is_behind
+
+    def _trial(self, plan: RolloutPlan) -> Trial:
+        """The trial of a plan: the one that goes on, or another."""
+        known = self._trials.get(plan.model)
+        return known if known is not None and known.is_of(plan) else Trial(plan, self._limits)
+
+    def _state_command(self) -> list[Any]:
+        return state_command(board.ROLLOUT_ROLE, {
+            "trials": {model: trial.state() for model, trial in self._trials.items()}, "position": self._position,
+            "is_entry": self._is_entry,
+        })  # fmt: skip
+
+    def _drain(self) -> None:
+        """Take in what was told since, for DRAIN_S at most."""
+        first: Any = self._store.xrange(STREAM, count=1)
+        if self._is_entry and first and _place(first[0][0]) > _place(self._position.encode()):
+            _log.warning("rollouts: exposures were lost: %s was read last, %s is the oldest that is kept",
+                         self._position, first[0][0].decode())  # fmt: skip
+        until_s = time.monotonic() + DRAIN_S
+        while True:
+            count, exposures = self._exposures()
+            for trial in self._trials.values():
+                trial.take(self._store, exposures)
+            if count < _ENTRIES or time.monotonic() >= until_s:
+                break
+        was_behind, self._is_behind = self._is_behind, count == _ENTRIES
+        if self._is_behind and not was_behind:
+            _log.warning("rollouts: more exposures are told than %g s a second are enough to read; at %s now", DRAIN_S,
+                         self._position)  # fmt: skip
+        elif was_behind and not self._is_behind:
+            _log.info("rollouts: all exposures are read again")
 
     def _plans(self) -> dict[str, RolloutPlan]:
         models: Any = self._store.smembers(rollouts.MODELS)
@@ -87,23 +135,26 @@ class RolloutRole:
                 _log.warning("rollouts: the plan of %s is left alone: %s", model, error)
         return plans
 
-    def _exposures(self) -> list[dict[str, Any]]:
+    def _exposures(self) -> tuple[int, list[dict[str, Any]]]:
+        """The next entries: how many there were, and what they say."""
         answer: Any = self._store.xread({STREAM: self._position}, count=_ENTRIES)
+        entries = answer[0][1] if answer else []
         exposures = []
-        for position, fields in answer[0][1] if answer else ():
-            self._position = position.decode()
+        for position, fields in entries:
+            self._position, self._is_entry = position.decode(), True
             try:
                 exposures.append(read_exposure(fields[FIELD]))
             except (KeyError, ValueError) as error:
                 _log.warning("rollouts: an entry of the exposures that is none was left out: %s", error)
-        return exposures
+        return len(entries), exposures
 
-    def _health(self) -> health.Health | None:
-        dumped: Any = self._store.get(health.HEALTH)
+    def _health(self, now_ms: int) -> health.Health | None:
+        """What the Watchtower says of now, if anything."""
         try:
-            return None if dumped is None else health.load_health(dumped)
-        except (TypeError, ValueError):
+            known = health.read_health(self._store)
+        except ValueError:
             return None
+        return None if known is None or known.is_stale(now_ms) else known
 
     def _act(self, plan: RolloutPlan, decision: Decision, suspicion: str) -> None:
         now_ms = store_ms(self._store)
@@ -125,10 +176,25 @@ class RolloutRole:
 
 
 def _suspicion(known: health.Health | None, plan: RolloutPlan) -> str:
-    """What the Watchtower has against the challenger, and not against the champion."""
+    """What the Watchtower has against the challenger since the rollout began, and not against the champion."""
     if known is None:
         return ""
     challenger, champion = (known.version(plan.model, version or "") for version in (plan.challenger, plan.champion))
-    if challenger is None or challenger.status != "suspect" or (champion is not None and champion.status == "suspect"):
+    if challenger is None or (champion is not None and champion.status == "suspect"):
         return ""
-    return "; ".join(challenger.reasons)
+    begun = [one.signal for one in challenger.readings if one.since_ts is not None and one.since_ts >= plan.started_ts]
+    reasons = {reason.partition(":")[0]: reason for reason in challenger.reasons}
+    return "; ".join(reasons.get(signal, signal) for signal in begun)
+
+
+def _status(plan: RolloutPlan, trial: Trial, decision: Decision, suspicion: str, now_ms: int) -> Mapping[str, Any]:
+    """What a rollout waits for, for whoever asks."""
+    told = {"ts": now_ms, "model": plan.model, "challenger": plan.challenger, "paused": plan.paused}
+    evidence = [asdict(one) for one in decision.evidence or trial.judge.evidence()]
+    return {**told, "suspicion": suspicion, **decision.fields(), "share": plan.share, "evidence": evidence}
+
+
+def _place(entry: bytes) -> tuple[int, int]:
+    """An entry's name as numbers, which are in order."""
+    millisecond, _, number = entry.partition(b"-")
+    return int(millisecond), int(number)

@@ -5,6 +5,7 @@ import itertools
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ import httpx
 import pytest
 import redis
 
+from features.profiles import ProfileFeatures
 from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
-from serve.rollout import board
+from serve.ranking import Ranker
+from serve.rollout.assignment import assign
+from serve.rollout.board import load_plan, plan_key, status_key
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
+from serve.schemas import Answer, HomeQuery
+from serve.vitals import ModelVitals
 from serve.watchtower.replica import WatchtowerReplica
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import OpenClient, install_model
@@ -229,7 +235,7 @@ async def test_what_is_known_of_a_rollout_is_shown(
     async with open_client(arguments) as client:
         before = (await client.get("/v1/models/recommend/rollout")).json()
         assert (before["plan"]["champion"], before["plan"]["revision"], before["judged"]) == (versions[0], 0, None)
-        store.set(board.status_key("recommend"), b'{"action": "wait"}')
+        store.set(status_key("recommend"), b'{"action": "wait"}')
         assert (await client.get("/v1/models/recommend/rollout")).json()["judged"] is None, "none goes on"
         await change(client, "promote", version=versions[1])
         shown = (await client.get("/v1/models/recommend/rollout")).json()
@@ -306,15 +312,69 @@ async def test_a_poisoned_version_is_rolled_back_by_itself_and_no_page_fails(
                 for viewer in itertools.islice(viewers, 20):
                     answer = await client.get("/v1/home", params={"profile_id": f"v{viewer}", "rows": 1})
                     assert (answer.status_code, answer.json()["versions"]["model"]) == (200, first)
-                return bool(await last() == "rollback")
+                return len(await roles(client)) == 1 and (await latest())["action"] != "promote"
 
-            async def last() -> str:
-                changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
-                return str(changes[0]["action"])
+            async def latest() -> dict[str, Any]:
+                changes: list[dict[str, Any]] = (await client.get("/v1/models/recommend/changes")).json()["changes"]
+                return changes[0]
 
             await eventually(rolled_back, 20)
-            made = (await client.get("/v1/models/recommend/changes")).json()["changes"][0]
+            made = await latest()
             assert (made["action"], made["by"], made["evidence"]["metric"]) == ("rollback", "playhead", "errors")
     finally:
         stop.set()
         tower.join(20)
+
+
+async def test_a_challenger_that_hangs_is_charged_and_costs_no_page(
+    arguments: Arguments,
+    open_client: OpenClient,
+    versions: tuple[str, str],
+    store: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = versions
+    answer_of = Ranker.home
+    hanging = {second}
+
+    async def home(self: Ranker, profile: ProfileFeatures, query: HomeQuery) -> Answer:
+        if self.version in hanging:
+            await asyncio.sleep(60)
+        return await answer_of(self, profile, query)
+
+    monkeypatch.setattr(Ranker, "home", home)
+    async with open_client(arguments) as client:
+        await change(client, "promote", version=second, share=0.5)
+
+        async def loaded() -> bool:
+            return len(await roles(client)) == 2
+
+        await eventually(loaded)
+        plan = load_plan(store.get(plan_key("recommend")))  # type: ignore[arg-type]
+        arms = {name: assign(plan, name).challenged for name in NAMES[:12]}
+
+        async def ask(name: str) -> httpx.Response:
+            headers = {"X-Request-Timeout-Seconds": "0.4"}
+            return await client.get("/v1/home", params={"profile_id": name, "rows": 1}, headers=headers)
+
+        pages = [answer.json() for answer in await asyncio.gather(*map(ask, arms))]
+        assert [page["versions"] for page in pages] == [{"model": first}] * len(arms)
+        hanging.add(first)
+        charged: Counter[str] = Counter()
+        monkeypatch.setattr(
+            ModelVitals,
+            "decided",
+            lambda _, version, total=1, failed=0, seconds=None: charged.update({version: failed}),
+        )
+        await asyncio.gather(*map(ask, arms))
+        assert charged == {second: sum(arms.values()), first: len(arms) - sum(arms.values())}
+        async with asyncio.timeout(10):
+            while store.xlen(STREAM) < 2 * len(arms):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    told: Any = store.xrange(STREAM)
+    shown = [read_exposure(fields[FIELD]) for _, fields in told]
+    assert [one["challenged"] for one in shown] == [arms[one["profile_id"]] for one in shown]
+    assert {one["salt"] for one in shown} == {plan.salt}
+    assert {one["assigned"] for one in shown} == {first, second}
+    assert [one["failed"] for one in shown[: len(arms)]] == [one["challenged"] for one in shown[: len(arms)]]
+    assert all(one["failed"] for one in shown[len(arms) :]), "the champion hung as well"

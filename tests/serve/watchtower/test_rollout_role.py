@@ -127,23 +127,118 @@ def test_a_role_that_is_taken_over_goes_on(clock: Clock) -> None:
     assert seconds > 3, "one second alone was not enough"
 
 
-def test_the_watchtowers_suspicion_of_the_challenger_alone_rolls_back(clock: Clock, store: redis.Redis) -> None:
-    begin(clock, 0.1)
-
-    def judged(**status: str) -> None:
-        versions = tuple(
-            health.VersionHealth(model="recommend", version=version, status=status[role], judged=True,  # type: ignore[arg-type]
-                                 reasons=("slow: too often",) if status[role] == "suspect" else (), readings=())
-            for version, role in ((A, "champion"), (B, "challenger"))
+def judge(clock: Clock, *suspects: str, age_ms: int = 0, since_ms: int | None = None) -> None:
+    """What the Watchtower says: who of the two is suspect, since when, as judged so long ago."""
+    since_ts = clock.now_ms if since_ms is None else since_ms
+    versions = []
+    for version in (A, B):
+        suspect = version in suspects
+        reading = health.Reading(signal="slow", threshold=0.1, before_bad=1, before_total=100, now_bad=50, now_total=60,
+                                 p_value=0.0, since_ts=since_ts if suspect else None)  # fmt: skip
+        versions.append(
+            health.VersionHealth(model="recommend", version=version, status="suspect" if suspect else "ok", judged=True,
+                                 reasons=("slow: too often",) if suspect else (), readings=(reading,))
         )  # fmt: skip
-        known = health.Health(as_of_ms=clock.now_ms, versions=versions, routes=(), parts=(), alarms=())
-        store.set(health.HEALTH, health.dump_health(known))
+    known = health.Health(as_of_ms=clock.now_ms - age_ms, versions=tuple(versions), routes=(), parts=(), alarms=())
+    clock.store.set(health.HEALTH, health.dump_health(known))
 
-    judged(champion="suspect", challenger="suspect")
+
+def test_the_watchtowers_suspicion_of_the_challenger_alone_rolls_back(clock: Clock) -> None:
+    begin(clock, 0.1)
+    judge(clock, A, B)
     assert clock.second().challenger == B, "both: it is not the version"
-    judged(champion="ok", challenger="suspect")
+    judge(clock, B)
     assert clock.second().challenger is None
     assert "slow: too often" in clock.changes()[0]["reason"]
+
+
+def test_a_suspicion_that_is_old_does_not(clock: Clock) -> None:
+    begin(clock, 0.1)
+    judge(clock, B, age_ms=health.STALE_MS + 1)
+    assert clock.second().challenger == B, "the Watchtower does not run"
+    judge(clock, B, since_ms=clock.plan().started_ts - 1)
+    assert clock.second().challenger == B, "that was before the rollout began"
+
+
+def tell(clock: Clock, count: int, begin_at: int = 0) -> None:
+    pipe, plan = clock.store.pipeline(transaction=False), clock.plan()
+    for number in range(begin_at, begin_at + count):
+        pipe.xadd(STREAM, {FIELD: orjson.dumps(page(number, f"t{number}", plan))}, id=f"{clock.now_ms}-{number + 1}")
+    pipe.execute()
+
+
+def profiles(clock: Clock) -> int:
+    evidence = clock.role._trials["recommend"].judge.evidence()
+    return sum(one.challenger + one.champion for one in evidence if one.metric == "assignment")
+
+
+def test_all_that_was_told_is_read_as_far_as_there_is_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("serve.watchtower.roles.rollouts._ENTRIES", 100)
+    monkeypatch.setattr("serve.watchtower.roles.rollouts.DRAIN_S", 60.0)
+    begin(clock)
+    tell(clock, 1_050)
+    clock.now_ms += 1_000
+    assert not clock.role.step()
+    assert profiles(clock) == pytest.approx(1_050, abs=5)
+    assert not caplog.records
+    monkeypatch.setattr("serve.watchtower.roles.rollouts.DRAIN_S", 0.0)
+    tell(clock, 250)
+    clock.now_ms += 1_000
+    assert clock.role.step(), "there is more"
+    assert "more exposures are told" in caplog.text
+
+
+def test_what_was_lost_is_said(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    begin(clock)
+    tell(clock, 10)
+    clock.store.xtrim(STREAM, maxlen=5, approximate=False)
+    clock.now_ms += 1_000
+    clock.role.step()
+    assert not caplog.records, "nothing was read before"
+    tell(clock, 20)
+    clock.store.xtrim(STREAM, maxlen=5, approximate=False)
+    clock.now_ms += 1_000
+    clock.role.step()
+    assert "exposures were lost" in caplog.text
+
+
+def test_who_was_seen_is_forgotten_at_the_end_of_a_stage(clock: Clock) -> None:
+    def seen() -> set[str]:
+        keys: Any = clock.store.keys("playhead:rollout:seen:*")
+        return {key.decode().split(":")[-2] for key in keys}
+
+    begin(clock, 0.1)
+    clock.second()
+    assert seen() == {"0.1"}
+    clock.change(clock.plan().shared(0.5, clock.now_ms))
+    clock.second()
+    clock.leases.close()
+    clock.begin()
+    clock.second()
+    assert seen() == {"0.5"}
+    clock.change(clock.plan().rolled_back(clock.now_ms))
+    clock.second()
+    assert seen() == set()
+
+
+def test_what_a_rollout_waits_for_is_told(clock: Clock) -> None:
+    begin(clock)
+    times = []
+    for _ in range(12):
+        clock.second()
+        told: Any = clock.store.get("playhead:rollout:status:recommend")
+        status = orjson.loads(told)
+        times.append(status["ts"])
+    assert len(set(times)) == 3, "each 5 s"
+    assert (status["action"], status["challenger"], status["share"]) == ("wait", B, 0.5)
+    assert "plays" in status["reason"]
+    assert {one["metric"] for one in status["evidence"]} >= {"plays", "errors"}
+    assert 0 < clock.store.ttl("playhead:rollout:status:recommend") <= 60
+    clock.change(clock.plan().rolled_back(clock.now_ms))
+    clock.second()
+    assert clock.store.get("playhead:rollout:status:recommend") is None
 
 
 def test_what_cannot_be_read_is_left_out(clock: Clock, store: redis.Redis) -> None:

@@ -1,0 +1,43 @@
+"""Swaps under load: what is late, and no swap without load."""
+
+import os
+import time
+from typing import Any
+
+import pytest
+
+from deployments import bench_swaps
+from deployments.bench_swaps import Load, Swaps
+from loadtests.client import ClientSettings, Outcome, Recording
+
+
+def test_percentiles_are_over_all_and_the_late_are_counted() -> None:
+    latencies = [10.0] * 195 + [100.0] * 5
+    outcomes = [Outcome(at_s=0.0, label="home", latency_ms=one) for one in latencies]
+    outcomes.append(Outcome(at_s=0.0, label="home", latency_ms=5_000.0, error="timeout"))
+    recording = Recording(outcomes, wall_s=1.0, cpu_s=0.1, settings=ClientSettings(base_url="http://playhead"))
+    load = Load.of(recording, 20.0)
+    assert (load.requests, load.failed, load.late) == (201, 1, 5)
+    assert (load.p50_ms, load.p99_ms, load.max_ms) == (10.0, 100.0, 100.0)
+    assert Load.of(recording).late == 0
+
+
+def test_swaps_are_made_while_there_is_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = ["a"]
+    times: list[float] = []
+
+    def ask(url: str, path: str, body: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> Any:
+        times.append(time.monotonic())
+        if body is not None:
+            live.append(body["version"])
+        return {"models": [{"name": "recommend", "version": live[-1], "role": "champion"}]}
+
+    monkeypatch.setattr(bench_swaps, "ask", ask)
+    monkeypatch.setattr(bench_swaps, "_SWAP_S", 0.1)
+    swaps = Swaps("http://playhead", "token", ("b", "a"), os.getpid())
+    with swaps.going_on(0.5):
+        time.sleep(0.5)
+        ended = time.monotonic()
+    assert max(times) <= ended
+    assert len(swaps.seconds) == len(live) - 1 > 1
+    assert live[:3] == ["a", "b", "a"]

@@ -1,0 +1,81 @@
+"""Bitrate plans of two versions: neither costs the other its time, nor is charged for it."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serve.bitrate.decisions import Decider
+from serve.bitrate.planner import Plan
+from serve.bitrate.sessions import Session
+from serve.metrics import Metrics
+from serve.rollout.assignment import assign
+from serve.rollout.fleet import Lineup
+from serve.rollout.planner import FleetPlanner
+from serve.rollout.plans import RolloutPlan
+from serve.vitals import ModelVitals
+
+A, B = "a" * 12, "b" * 12
+PLAN = RolloutPlan(model="bitrate", champion=A, revision=1).begun(B, 0.5, 1)
+SESSIONS = [Session(rungs_kbps=(300.0, 900.0), places=(0, 1), session_id=f"s{number}") for number in range(20)]
+CHALLENGED = [place for place, one in enumerate(SESSIONS) if assign(PLAN, str(one.session_id)).challenged]
+
+
+class Policy:
+    """Takes so long, in the time that it is given."""
+
+    def __init__(self, version: str, takes_s: float) -> None:
+        self.version = version
+        self.takes_s = takes_s
+        self.within_s: list[float] = []
+
+    async def plan(self, sessions: Sequence[Session], within_s: float) -> Plan:
+        self.within_s.append(within_s)
+        async with asyncio.timeout(within_s):
+            await asyncio.sleep(self.takes_s)
+        count = len(sessions)
+        return Plan(self.version, [0] * count, [0] * count, [0.0] * count, [[1.0, 1.0, 1.0]] * count)
+
+
+class Nothing:
+    async def fill(self, sessions: Sequence[Session], within_s: float) -> None:
+        pass
+
+
+def planner(champion: Policy, challenger: Policy) -> FleetPlanner:
+    fleet: Any = SimpleNamespace(lineup=Lineup(PLAN, champion, challenger))  # type: ignore[type-var]
+    return FleetPlanner(fleet)
+
+
+async def test_the_champion_has_what_the_challenger_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    champion = Policy(A, 0.01)
+    challenged = [SESSIONS[place] for place in CHALLENGED]
+    plan = await planner(champion, Policy(B, 9.0)).plan(challenged, 0.4)
+    assert plan.missing == {B: len(challenged)}
+    assert champion.within_s == [pytest.approx(0.2, abs=0.1)]
+    assert champion.within_s[0] <= 0.2
+
+
+async def test_they_plan_side_by_side_and_each_is_charged_its_own_time() -> None:
+    vitals = ModelVitals(lambda: A)
+    began_s = time.monotonic()
+    decider = Decider(planner(Policy(A, 0.25), Policy(B, 0.45)), Nothing(), Metrics(), vitals)
+    decisions, _ = await decider.decide(SESSIONS, 2.0)
+    assert time.monotonic() - began_s < 0.65
+    assert [place for place, one in enumerate(decisions) if one.version == B] == CHALLENGED
+    told = vitals.take()
+    assert {version: (one.total, one.failed) for version, one in told.items()} == {
+        A: (20 - len(CHALLENGED), 0), B: (len(CHALLENGED), 0),
+    }  # fmt: skip
+    assert max(told[A].seconds) < min(told[B].seconds), "of the histogram's places"
+
+
+async def test_what_the_challenger_leaves_of_a_batch_is_the_champions() -> None:
+    champion = Policy(A, 0.01)
+    plan = await planner(champion, Policy(B, 9.0)).plan(SESSIONS, 0.4)
+    assert (plan.version, plan.others, plan.missing) == (A, {}, {B: len(CHALLENGED)})
+    assert len(plan.rungs) == len(SESSIONS)
+    assert champion.within_s[1] <= 0.2

@@ -1,0 +1,67 @@
+"""Home pages of two versions: a challenger that does not answer costs no page, and is known."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from features.profiles import ProfileFeatures
+from serve.rollout.assignment import assign
+from serve.rollout.fleet import Lineup
+from serve.rollout.plans import RolloutPlan
+from serve.rollout.recommender import CHALLENGER_S, FleetRanker
+from serve.schemas import MODEL_FAILED, Answer, HomeQuery
+
+A, B = "a" * 12, "b" * 12
+PLAN = RolloutPlan(model="recommend", champion=A, revision=1).begun(B, 0.5, 1)
+NAME = next(name for name in map(str, range(99)) if assign(PLAN, name).challenged)
+
+
+class Pages:
+    """Makes pages after so long, or fails."""
+
+    def __init__(self, version: str, takes_s: float = 0.0, error: Exception | None = None, *reasons: str) -> None:
+        self.version = version
+        self.takes_s = takes_s
+        self.error = error
+        self.reasons = reasons
+
+    async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
+        await asyncio.sleep(self.takes_s)
+        if self.error is not None:
+            raise self.error
+        return Answer(members=b"", versions={"model": self.version}, degraded=self.reasons, generated_ts=1)
+
+
+def ranker(challenger: Pages | None) -> FleetRanker:
+    fleet: Any = SimpleNamespace(lineup=Lineup(PLAN, Pages(A), challenger))  # type: ignore[type-var]
+    return FleetRanker(fleet)
+
+
+@pytest.mark.parametrize(
+    "challenger", [Pages(B, 9.0), Pages(B, 0.0, ValueError("x")), Pages(B, 0.0, None, MODEL_FAILED), None]
+)
+async def test_the_champion_makes_the_page_in_time_and_says_who_should_have(challenger: Pages | None) -> None:
+    began_s = time.monotonic()
+    answer = await ranker(challenger).home(ProfileFeatures(NAME), HomeQuery(within_s=0.2))
+    assert time.monotonic() - began_s < 0.2
+    assert answer.versions == {"model": A}
+    assert answer.assigned is not None
+    assert (answer.assigned.version, answer.assigned.challenged, answer.assigned.missed) == (B, True, True)
+
+
+async def test_a_caller_that_waits_longer_does_not_wait_for_the_challenger() -> None:
+    began_s = time.monotonic()
+    answer = await ranker(Pages(B, 9.0)).home(ProfileFeatures(NAME), HomeQuery())
+    assert CHALLENGER_S <= time.monotonic() - began_s < CHALLENGER_S + 0.5
+    assert answer.versions == {"model": A}
+
+
+def test_who_should_answer_is_known_before() -> None:
+    known = ranker(Pages(B)).assigned(NAME)
+    assert known is not None
+    assert (known.version, known.salt, known.missed) == (B, PLAN.salt, False)
+    steady: Any = SimpleNamespace(lineup=Lineup(RolloutPlan(model="recommend", champion=A), Pages(A)))  # type: ignore[type-var]
+    assert FleetRanker(steady).assigned(NAME) is None
