@@ -7,7 +7,6 @@ What a replica that died had read last is left out likewise.
 
 playhead:rollout:seen:MODEL:SALT:SHARE:KIND   bits by profile, until the stage ends
 playhead:rollout:page:REQUEST                 the first page of a profile, until its play or for PLAY_WITHIN_S
-playhead:rollout:status:MODEL                 what was decided last and by what evidence, JSON; for STATUS_TTL_S
 """
 
 from collections import Counter
@@ -209,11 +208,6 @@ class Trial:
         trial._champion = {int(place): int(count) for place, count in state["champion"]}
         trial._champion_s = state["seconds"]
         return trial
-
-
-def status_key(model: str) -> str:
-    """Key of what was decided last of a model's rollout."""
-    return f"playhead:rollout:status:{model}"
 
 
 def _page_key(request_id: str) -> str:

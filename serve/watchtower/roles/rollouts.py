@@ -17,7 +17,7 @@ from serve.rollout import board as rollouts
 from serve.rollout.decisions import DRIFT, Decision, Limits
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.plans import RolloutPlan, next_stage
-from serve.rollout.trials import STATUS_TTL_S, Trial, status_key
+from serve.rollout.trials import STATUS_TTL_S, Trial
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
 from serve.watchtower.checkpoints import beginning_anew, read_state, state_command, store_ms
@@ -72,7 +72,7 @@ class RolloutRole:
         trials = {model: self._trial(plan) for model, plan in tried.items()}
         ended = [trial for model, trial in self._trials.items() if trials.get(model) is not trial]
         commands: list[list[Any]] = [["UNLINK", key] for trial in ended for key in trial.seen_keys()]
-        commands += [["DEL", status_key(model)] for model in self._trials if model not in trials]
+        commands += [["DEL", rollouts.status_key(model)] for model in self._trials if model not in trials]
         self._trials = trials
         if not tried:
             self._position, self._is_entry, self._is_behind = f"{now_ms}-0", False, False
@@ -87,7 +87,7 @@ class RolloutRole:
             if now_ms - self._told_ms.get(model, 0) >= STATUS_MS:
                 self._told_ms[model] = now_ms
                 status = _status(plan, trials[model], decision, suspicion, now_ms)
-                commands.append(["SET", status_key(model), orjson.dumps(status), "EX", STATUS_TTL_S])
+                commands.append(["SET", rollouts.status_key(model), orjson.dumps(status), "EX", STATUS_TTL_S])
             self._act(plan, decision, suspicion)
         self._leases.commit(self._lease, [*commands, self._state_command()])
         return self._is_behind
