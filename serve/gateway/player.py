@@ -102,6 +102,7 @@ class PlayerRoutes:
 
     def __init__(self, stages: Stages, metrics: Metrics, store_deadline_ms: float, vitals: ModelVitals) -> None:
         self._stages = stages
+        self._assigns = stages.ranker if isinstance(stages.ranker, Assigns) else None
         self._metrics = metrics
         self._vitals = vitals
         self._store_deadline_ms = store_deadline_ms
@@ -158,8 +159,7 @@ class PlayerRoutes:
             items=query.items,
             within_s=_ranker_s(context),
         )
-        ranker = self._stages.ranker
-        assigned = ranker.assigned(query.profile_id) if isinstance(ranker, Assigns) else None
+        assigned = self._assigns.assigned(query.profile_id) if self._assigns is not None else None
         answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked), assigned)
         if isinstance(answer, str):
             answer = replace(Answer.empty_home(query.profile_id, (answer,), now_ms()), assigned=_missed(assigned))
