@@ -25,7 +25,7 @@ def doctor(
             findings.append(finding)
             good = finding.verdict is Verdict.OK
             mark = "[green]✓[/]" if good else "[bold red]✗[/]"
-            output.console.print(f"  {mark} {finding.part:<9} {escape(finding.text)}", soft_wrap=True)
+            output.console.print(f"  {mark} {finding.part:<10} {escape(finding.text)}", soft_wrap=True)
             if not good:
                 output.console.print(f"              next: {escape(finding.next_step)}", soft_wrap=True)
         wrong = sum(finding.verdict is Verdict.WRONG for finding in findings)

@@ -11,18 +11,16 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = {
     "sessions": ("sessions", ","),
-    "failed starts": ("failed_starts", ".1%"),
-    "left before": ("left_before_start", ".1%"),
+    "unstarted": ("failed_starts", ".1%"),
+    "left": ("left_before_start", ".1%"),
     "failed": ("failed", ".1%"),
-    "start p50 s": ("startup_p50_s", ".2f"),
+    "start s": ("startup_p50_s", ".2f"),
     "p95": ("startup_p95_s", ".2f"),
-    "rebuffering": ("rebuffer_ratio", ".2%"),
-    "stalls/h": ("stalls_per_hour", ".2f"),
+    "stalling": ("rebuffer_ratio", ".2%"),
     "kbit/s": ("kbps", ",.0f"),
     "VMAF": ("vmaf", ".1f"),
-    "switches/h": ("switches_per_hour", ".1f"),
 }
-"""Heading -> column of serve.telemetry.records.experience, and how it is written."""
+"""Heading -> column of serve.telemetry.records.experience, and how it is written; 80 characters wide with a dimension."""
 
 
 def sessions(
@@ -65,9 +63,9 @@ def _tell(output: Output, found: "pl.DataFrame", names: list[str], minutes: floa
     if found.is_empty():
         output.console.print(f"no session ended in the last {minutes:g} minutes; they are written a minute after that")
         return
-    table = Table(*names, box=None, pad_edge=False)
+    table = Table(*names, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in _COLUMNS:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in found.iter_rows(named=True):
         values = [_shown(row[name], form) for name, form in _COLUMNS.values()]
         table.add_row(*[escape(row[name] or "?") for name in names], *values)
