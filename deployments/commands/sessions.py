@@ -20,7 +20,7 @@ _COLUMNS: Final = {
     "kbit/s": ("kbps", ",.0f"),
     "VMAF": ("vmaf", ".1f"),
 }
-"""Heading -> column of serve.telemetry.records.experience, and how it is written; 80 characters wide with a dimension."""
+"""Heading -> column of serve.telemetry.records.experience, and how it is written; 80 characters with a dimension."""
 
 
 def sessions(
