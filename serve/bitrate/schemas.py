@@ -151,7 +151,7 @@ class Decision(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [_DECISION_EXAMPLE]})
 
     session_id: str | None
-    version: str | None
+    version: str | None = None
     rung: int = Field(ge=0)
     bitrate_kbps: float | None
     max_safe_kbps: float | None

@@ -51,6 +51,13 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, str]:
     return dict(error)
 
 
+async def measured(client: httpx.AsyncClient, answer: httpx.Response) -> QualityJob:
+    """The job of an answer, done: on a busy machine it may not have been in time."""
+    if answer.status_code == httpx.codes.ACCEPTED:
+        return await ended(client, job_of(answer, 202).job)
+    return job_of(answer)
+
+
 async def ended(client: httpx.AsyncClient, name: str) -> QualityJob:
     deadline = time.monotonic() + 60
     while (job := job_of(await client.get(f"/v1/quality/{name}"))).state in {"queued", "running"}:
@@ -152,12 +159,14 @@ async def test_files_may_come_along(measuring: Arguments, media: Path, open_clie
     coded = (media / PAIR["distorted"]).read_bytes()
     both = {"reference": ("r.mkv", (media / "film.mkv").read_bytes()), "distorted": ("../d.mp4", coded)}
     async with open_client(measuring) as client:
-        by_path = job_of(await client.post("/v1/quality", json=PAIR | {"wait_s": 8}))
-        job = job_of(await client.post("/v1/quality", files=both, data={"wait_s": "8"}))
+        by_path = await measured(client, await client.post("/v1/quality", json=PAIR | {"wait_s": 8}))
+        job = await measured(client, await client.post("/v1/quality", files=both, data={"wait_s": "8"}))
         again = job_of(await client.post("/v1/quality", files=both, data={"wait_s": "0"}))
         form = {"reference": "film.mkv", "every": "2", "wait_s": "8"}
-        mixed = job_of(await client.post("/v1/quality", files={"distorted": ("d.mp4", coded)}, data=form))
-        alone = job_of(await client.post("/v1/quality", files={"distorted": coded}, data={"wait_s": "8"}))
+        files = {"distorted": ("d.mp4", coded)}
+        mixed = await measured(client, await client.post("/v1/quality", files=files, data=form))
+        form = {"wait_s": "8"}
+        alone = await measured(client, await client.post("/v1/quality", files={"distorted": coded}, data=form))
         assert (job.reference, job.distorted, again.job) == ("r.mkv", "d.mp4", job.job)
         assert isinstance(job.report, QualityReport)
         assert isinstance(by_path.report, QualityReport)
