@@ -38,6 +38,7 @@ from loadtests.closed import measure
 from loadtests.scenario import Audience, plan_requests, read_scenario
 from serve.artifacts import MANIFEST, Manifest, content_version, read_artifact
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+from serve.rollout.follower import SERVING
 
 MODEL: Final = "recommend"
 BAR: Final = 1.5
@@ -107,6 +108,22 @@ def twin_of(artifact: Path) -> Path:
         (hidden / MANIFEST).write_text(changed.model_dump_json(indent=1), encoding="utf-8")
         hidden.rename(folder)
     return folder
+
+
+@contextmanager
+def borrowed(artifact: Path) -> Iterator[Path]:
+    """A twin of an artifact while the block runs; afterwards the model's folder is as it was."""
+    serving = artifact.parent / SERVING
+    kept = serving.read_bytes() if serving.is_file() else None
+    serving.unlink(missing_ok=True)  # so that the artifact that the folder names is what answers first
+    twin = twin_of(artifact)
+    try:
+        yield twin
+    finally:
+        shutil.rmtree(twin)
+        serving.unlink(missing_ok=True)
+        if kept is not None:
+            serving.write_bytes(kept)
 
 
 class Swaps:
@@ -194,9 +211,8 @@ def run(settings: Settings, *, data: str, swaps: int, share: float, seed: int, c
         ExplainedError: something could not be brought up or measured; nothing of it is left running.
     """
     token = os.environ[OPERATOR_VARIABLE] = secrets.token_hex(16)
-    with playhead(settings, data=data, console=console) as (own, up, _):
-        first = champion(own, MODEL)
-        second = twin_of(first)
+    first = champion(settings, MODEL)
+    with borrowed(first) as second, playhead(settings, data=data, console=console) as (own, up, _):
         audience = Audience.of_dataset(own.datasets / up.state.data)
         scenario = read_scenario("home")
         exchanges = [[("GET", f"/v1/home?profile_id={name}", None)] for name in audience.profile_ids[:200]]

@@ -5,6 +5,7 @@ it takes is a graph whose operators and dynamic shapes TensorRT knows; running i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from serve.artifacts import Artifact
@@ -16,13 +17,16 @@ from training.tensorrt import onnx_model
 ARCHITECTURES: Final = ("sm86", "sm89")
 
 
-def build_engine(artifact: Artifact, graph: str, architectures: Sequence[str] = ARCHITECTURES) -> bytes:
+def build_engine(
+    artifact: Artifact, graph: str, architectures: Sequence[str] = ARCHITECTURES, *, ends: bool = False
+) -> bytes:
     """Compile a graph of an artifact, each dynamic dimension with all sizes of its limits.
 
     Args:
         artifact: an artifact.
         graph: name of the graph.
         architectures: GPUs.
+        ends: of many buckets of sizes, only the first and the last.
 
     Returns:
         The serialized engine.
@@ -31,6 +35,8 @@ def build_engine(artifact: Artifact, graph: str, architectures: Sequence[str] = 
         ArtifactError: naming what TensorRT does not take.
     """
     spec = artifact.graph(graph)
+    if ends and spec.buckets:
+        spec = replace(spec, buckets=(spec.buckets[0], spec.buckets[-1]))
     example, _ = artifact.example(graph)
     _, usual = InputCheck(graph, spec)(example, {}, {})
     trt, model = import_library(LIBRARIES["tensorrt-rtx"]), onnx_model(artifact, graph)

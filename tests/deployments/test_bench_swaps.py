@@ -2,13 +2,17 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deployments import bench_swaps
-from deployments.bench_swaps import Load, Swaps
+from deployments.bench_swaps import Load, Swaps, borrowed
 from loadtests.client import ClientSettings, Outcome, Recording
+from serve.artifacts import read_artifact
+from serve.rollout.follower import SERVING
+from tests.contracts.small_model import copy_of, small_artifact
 
 
 def test_percentiles_are_over_all_and_the_late_are_counted() -> None:
@@ -41,3 +45,16 @@ def test_swaps_are_made_while_there_is_load(monkeypatch: pytest.MonkeyPatch) -> 
     assert max(times) <= ended
     assert len(swaps.seconds) == len(live) - 1 > 1
     assert live[:3] == ["a", "b", "a"]
+
+
+def test_the_models_folder_is_as_it_was_afterwards(tmp_path: Path) -> None:
+    artifact = copy_of(small_artifact(), tmp_path)
+    serving = artifact.parent / SERVING
+    serving.write_bytes(b"what serves")
+    with borrowed(artifact) as twin:
+        assert not serving.exists()
+        assert twin != artifact
+        assert read_artifact(twin).version == twin.name
+        serving.write_bytes(b"the twin")
+    assert serving.read_bytes() == b"what serves"
+    assert sorted(path.name for path in artifact.parent.iterdir()) == sorted([artifact.name, SERVING])

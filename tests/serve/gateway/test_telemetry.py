@@ -119,7 +119,8 @@ async def test_what_holds_nothing_is_refused(
 
 async def test_more_than_a_request_may_hold_is_counted(client: httpx.AsyncClient, arguments: Arguments) -> None:
     lines = "\n".join(f'e=t,sid="s{place}"' for place in range(1200))
-    body = (await client.post("/v1/telemetry", content=lines, headers=CMCD)).json()
+    patient = CMCD | {"x-request-timeout-seconds": "30"}
+    body = (await client.post("/v1/telemetry", content=lines, headers=patient)).json()
     assert (body["accepted"], body["rejected"]) == (1000, {"too many": 200})
     assert len(logged(arguments)) == 1000
     await counted(client, "accepted", 1000)
