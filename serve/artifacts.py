@@ -318,6 +318,19 @@ def replace_file(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+Mark = tuple[int, int, int] | None
+"""What tells that a file is another one: modification time (ns), size, inode; None where there is none."""
+
+
+def mark_of(path: Path) -> Mark:
+    """The mark of a file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from features.errors import FeaturesError
 from features.popularity import TitleStatistics, TitleStats
 from features.titles import Title
+from serve.artifacts import Mark, mark_of
 from serve.background import every
 from serve.catalogue import load_titles
 from serve.errors import PlayheadError
@@ -22,9 +23,6 @@ from serve.logs import get
 from serve.memory import Memory
 from serve.metrics import Metrics
 from serve.ranking import Ranker, RankerSettings
-
-_Mark = tuple[int, int, int] | None
-"""What tells that a file is another one: modification time, size, inode; None where there is none."""
 
 _ERROR_LENGTH: Final = 500
 _COUNT_S: Final = 1.0
@@ -71,7 +69,7 @@ class LiveRanker:
         self._titles = tuple[Title, ...]()
         self._stats = dict[str, TitleStats](), 0
         self._log = get("live")
-        self._catalogue_mark: _Mark = None
+        self._catalogue_mark: Mark = None
         self._counted = WeakKeyDictionary[Memory, tuple[int, int]]()
 
     async def start(self) -> None:
@@ -80,7 +78,7 @@ class LiveRanker:
         Raises:
             InvalidInput: the catalogue is missing or damaged: there would be nothing to show.
         """
-        self._catalogue_mark = await asyncio.to_thread(_mark, self._sources.titles)
+        self._catalogue_mark = await asyncio.to_thread(mark_of, self._sources.titles)
         await self._show_catalogue()
         await self.look_at_statistics()
 
@@ -104,7 +102,7 @@ class LiveRanker:
 
     async def look_at_catalogue(self) -> None:
         """Show the catalogue's file if it is another one than last time."""
-        mark = await asyncio.to_thread(_mark, self._sources.titles)
+        mark = await asyncio.to_thread(mark_of, self._sources.titles)
         if mark == self._catalogue_mark:
             self._metrics.refreshed("catalogue", time.time())
             return
@@ -155,11 +153,3 @@ class LiveRanker:
                 hits, misses = self._counted.get(memory, (0, 0))
                 self._metrics.cache("encoder", hits=memory.hits - hits, misses=memory.misses - misses)
                 self._counted[memory] = memory.hits, memory.misses
-
-
-def _mark(path: Path) -> _Mark:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -20,7 +20,7 @@ import orjson
 from features.errors import StoreUnavailable
 from features.layout import command
 from features.link import StoreLink
-from serve.artifacts import CHAMPION, read_champion, replace_file
+from serve.artifacts import CHAMPION, Mark, mark_of, read_champion, replace_file
 from serve.background import every
 from serve.clock import now_ms
 from serve.errors import ArtifactError
@@ -34,8 +34,6 @@ from serve.rollout.plans import RolloutPlan
 SERVING: Final = "serving.json"
 
 _DEADLINE_S: Final = 1.0
-_Mark = tuple[int, int] | None
-"""What tells that a file was written again: modification time (ns), inode; None where there is none."""
 
 
 class Follower:
@@ -65,7 +63,7 @@ class Follower:
         self._taken: str | None = None
         """The one that was taken into account."""
         self._written: tuple[str | None, str | None] | None = None
-        self._marked: _Mark = None
+        self._marked: Mark = None
         self._trouble = ""
         self._log = get("rollout")
 
@@ -182,7 +180,7 @@ class Follower:
     async def _read_named(self) -> bool:
         """Read the version that the folder names; whether it was named again since, be it the same."""
         try:
-            mark = await asyncio.to_thread(_mark, self._models / self._model / CHAMPION)
+            mark = await asyncio.to_thread(mark_of, self._models / self._model / CHAMPION)
             path = await asyncio.to_thread(read_champion, self._models, self._model)
         except ArtifactError as error:
             if not self._trouble:
@@ -207,14 +205,6 @@ class Follower:
         except OSError as error:
             self._log.warning("what serves is not kept", extra={"model": self._model, "error": str(error)[:300]})
         self._written = kept
-
-
-def _mark(path: Path) -> _Mark:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
 
 
 def _read_serving(path: Path) -> dict[str, str | None]:

@@ -22,7 +22,7 @@ import redis
 from serve.errors import InvalidInput
 from serve.watchtower import board
 from serve.watchtower.board import Store
-from serve.watchtower.leases import RENEW_S, LeaseLost, Leases
+from serve.watchtower.leases import LeaseLost, Leases
 
 ADDRESS_VARIABLE: Final = "PLAYHEAD_OUTAGE_WEBHOOK"
 SECRET_VARIABLE: Final = "PLAYHEAD_OUTAGE_WEBHOOK_SECRET"  # noqa: S105 - a name, not a secret
@@ -140,7 +140,8 @@ class Webhook:
         if not found:
             return _IDLE_S
         ((name, fields),) = found[0][1]
-        why = self._deliver(runner, name.decode(), fields.get(board.CHANGE, b""))
+        with self._leases.renewing():
+            why = self._deliver(runner, name.decode(), fields.get(board.CHANGE, b""))
         self._tries += 1
         if why and self._tries < MOST_TRIES:
             _log.warning("webhook: change %s was not taken, will try again: %s", name.decode(), why)
@@ -176,21 +177,9 @@ class Webhook:
         if self._settings.secret:
             digest = hmac.new(self._settings.secret.encode(), body, hashlib.sha256).hexdigest()
             headers["Playhead-Signature"] = f"sha256={digest}"
-        renewing = asyncio.create_task(self._keep_lease())
-        try:
-            async with (
-                asyncio.timeout(_DEADLINE_S),
-                httpx.AsyncClient(timeout=None, follow_redirects=False) as client,  # noqa: S113 - a line above
-                client.stream("POST", self._settings.address, content=body, headers=headers) as answer,
-            ):
-                return answer.status_code
-        finally:
-            renewing.cancel()
-
-    async def _keep_lease(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_S)
-            try:
-                self._leases.tick()
-            except (redis.RedisError, OSError):
-                _log.warning("webhook: the store does not answer, its lease could not be renewed")
+        async with (
+            asyncio.timeout(_DEADLINE_S),
+            httpx.AsyncClient(timeout=None, follow_redirects=False) as client,  # noqa: S113 - a line above
+            client.stream("POST", self._settings.address, content=body, headers=headers) as answer,
+        ):
+            return answer.status_code

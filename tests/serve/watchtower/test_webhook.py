@@ -14,7 +14,6 @@ import httpx
 import pytest
 import redis
 
-from features.settings import Settings
 from serve.errors import InvalidInput
 from serve.watchtower import board, leases, webhook
 from serve.watchtower.webhook import Webhook, WebhookSettings
@@ -67,13 +66,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator["redis.Redis"]:
-    with redis.Redis.from_url(settings.redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-def telling(store: "redis.Redis", receiver: Receiver) -> Iterator[Callable[..., threading.Event]]:
+def telling(store: redis.Redis, receiver: Receiver) -> Iterator[Callable[..., threading.Event]]:
     stops: list[tuple[threading.Event, threading.Thread]] = []
 
     def start(name: str = "one", url: str = "") -> threading.Event:
@@ -90,7 +83,7 @@ def telling(store: "redis.Redis", receiver: Receiver) -> Iterator[Callable[..., 
         thread.join(10)
 
 
-def change(store: "redis.Redis", number: int) -> None:
+def change(store: redis.Redis, number: int) -> None:
     store.xadd(board.LOG, {board.CHANGE: b'{"change": %d}' % number})
 
 
@@ -102,7 +95,7 @@ def wait_for(met: Callable[[], Any], within_s: float = 15) -> None:
 
 
 def test_changes_come_in_order_signed_and_again_until_taken(
-    store: "redis.Redis", receiver: Receiver, telling: Callable[..., threading.Event], monkeypatch: pytest.MonkeyPatch
+    store: redis.Redis, receiver: Receiver, telling: Callable[..., threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "_FIRST_PAUSE_S", 0.05)
     change(store, 0)  # before the webhook was set up
@@ -120,7 +113,7 @@ def test_changes_come_in_order_signed_and_again_until_taken(
 
 
 def test_what_is_refused_for_good_or_too_often_does_not_hold_up_the_rest(
-    store: "redis.Redis", receiver: Receiver, telling: Callable[..., threading.Event], monkeypatch: pytest.MonkeyPatch
+    store: redis.Redis, receiver: Receiver, telling: Callable[..., threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(webhook, "MOST_TRIES", 3)
@@ -134,7 +127,7 @@ def test_what_is_refused_for_good_or_too_often_does_not_hold_up_the_rest(
 
 
 def test_another_replica_goes_on_where_one_stopped(
-    store: "redis.Redis", receiver: Receiver, telling: Callable[..., threading.Event]
+    store: redis.Redis, receiver: Receiver, telling: Callable[..., threading.Event]
 ) -> None:
     stop = telling("one")
     wait_for(lambda: store.get(board.state_key(board.WEBHOOK_ROLE)))
@@ -147,7 +140,7 @@ def test_another_replica_goes_on_where_one_stopped(
     assert [body for _, body, _ in receiver.taken] == [b'{"change": 1}', b'{"change": 2}']
 
 
-def test_nobody_there_is_waited_for(store: "redis.Redis") -> None:
+def test_nobody_there_is_waited_for(store: redis.Redis) -> None:
     hook = Webhook(store, WebhookSettings(address="http://127.0.0.1:9/"), "one")
     with asyncio.Runner() as runner:
         assert hook.step(runner) == 0.5
@@ -198,10 +191,9 @@ def dripping() -> Iterator[str]:
 
 
 def test_a_receiver_that_never_ends_is_given_up_in_time_and_the_role_is_kept(
-    store: "redis.Redis", dripping: str, monkeypatch: pytest.MonkeyPatch
+    store: redis.Redis, dripping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "_DEADLINE_S", 1.0)
-    monkeypatch.setattr(webhook, "RENEW_S", 0.05)
     monkeypatch.setattr(leases, "RENEW_S", 0.05)
     monkeypatch.setattr(leases, "LEASE_MS", 400)
     hook = Webhook(store, WebhookSettings(address=dripping), "one")
@@ -216,7 +208,7 @@ def test_a_receiver_that_never_ends_is_given_up_in_time_and_the_role_is_kept(
 
 
 def test_no_more_is_read_of_an_answer_than_its_status(
-    store: "redis.Redis", receiver: Receiver, telling: Callable[..., threading.Event]
+    store: redis.Redis, receiver: Receiver, telling: Callable[..., threading.Event]
 ) -> None:
     telling()
     wait_for(lambda: store.get(board.state_key(board.WEBHOOK_ROLE)))
@@ -230,7 +222,7 @@ def test_no_more_is_read_of_an_answer_than_its_status(
 
 
 def test_nothing_ends_the_telling(
-    store: "redis.Redis", receiver: Receiver, telling: Callable[..., threading.Event], monkeypatch: pytest.MonkeyPatch
+    store: redis.Redis, receiver: Receiver, telling: Callable[..., threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(webhook, "_LONGEST_PAUSE_S", 0.01)
