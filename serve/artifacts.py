@@ -33,6 +33,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    NonNegativeInt,
     StringConstraints,
     ValidationError,
     field_validator,
@@ -60,6 +61,32 @@ _RELATIVE_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}(/[A-Za-z0-9_][A-
 _RESTORE: Final = "Restore the file, or train or publish the model again."
 
 
+class Lineage(BaseModel):
+    """Where a version comes from.
+
+    Attributes:
+        dataset: name of the data set.
+        first_ts_ms: oldest event that it was trained on, UTC milliseconds; 0 where the data has no times.
+        last_ts_ms: newest event that it was trained on, UTC milliseconds; 0 where the data has no times.
+        rows: how many events.
+        parent: version that it was warm-started from; empty: none.
+        seed: of everything random.
+        run: id of the tracked run that made it; empty: none.
+        environment: package -> version, of what its figures depend on; `python` is one of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: Text = ""
+    first_ts_ms: NonNegativeInt = 0
+    last_ts_ms: NonNegativeInt = 0
+    rows: NonNegativeInt = 0
+    parent: Version | Literal[""] = ""
+    seed: int = 0
+    run: Text = ""
+    environment: dict[Text, Text] = Field(default_factory=dict)
+
+
 class Manifest(BaseModel):
     """What an artifact holds.
 
@@ -71,6 +98,7 @@ class Manifest(BaseModel):
         git_commit: commit of the code that made it, or `unknown`.
         feature_service: name of the Feast FeatureService that it is fed from; empty where there is none.
         data_snapshot: names the training data, such as its content hash.
+        lineage: what it comes from, besides; None for versions older than the field.
         metrics: what evaluation measured.
         parameters: what the host must know to use it, such as the longest history.
         graphs: graph name -> spec.
@@ -86,6 +114,7 @@ class Manifest(BaseModel):
     git_commit: Text
     feature_service: Text
     data_snapshot: Text
+    lineage: Lineage | None = None
     metrics: dict[str, JsonValue]
     parameters: dict[str, JsonValue]
     graphs: Annotated[dict[Name, GraphSpec], Field(min_length=1)]
@@ -101,8 +130,8 @@ class Manifest(BaseModel):
 
 
 def content_version(manifest: Manifest) -> str:
-    """Version that a manifest's content asks for; `created`, `git_commit` and derived files do not count."""
-    content = manifest.model_dump(mode="json", exclude={"version", "created", "git_commit"})
+    """Version that a manifest's content asks for; `created`, `git_commit`, `lineage` and derived files do not count."""
+    content = manifest.model_dump(mode="json", exclude={"version", "created", "git_commit", "lineage"})
     content["files"] = {path: digest for path, digest in manifest.files.items() if not path.startswith(DERIVED)}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """From a trained torch module to an artifact: export, compile for CPU, compare, write, name by content.
 
 The same modules, tables and parameters give the same version on every run: nothing that is written holds a time or a
-path (`created` and `git_commit` stand in the manifest, and are no part of the version).
+path (`created`, `git_commit` and `lineage` stand in the manifest, and are no part of the version).
 """
 
 import io
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from serve.artifacts import MANIFEST, Artifact, Manifest, content_version, read_artifact, sync_folder
+from serve.artifacts import MANIFEST, Artifact, Lineage, Manifest, content_version, read_artifact, sync_folder
 from serve.engines.openvino import OpenVinoEngine, openvino
 from serve.engines.parity import differences
 from serve.engines.torch import TorchEngine
@@ -63,6 +63,7 @@ def export_artifact(
     metrics: Mapping[str, Any],
     feature_service: str = "",
     data_snapshot: str = "",
+    lineage: Lineage | None = None,
 ) -> Artifact:
     """Export graphs and tables as `destination/<version>`.
 
@@ -77,6 +78,7 @@ def export_artifact(
         metrics: JSON values that evaluation measured; no durations, which would change the version on each run.
         feature_service: Feast FeatureService that feeds the model.
         data_snapshot: names the training data.
+        lineage: what the version comes from, besides; it is no part of the version.
 
     Raises:
         ArtifactError: if a graph can't be exported, or OpenVINO's outputs are not torch's within its tolerance.
@@ -98,6 +100,7 @@ def export_artifact(
             git_commit=_git_commit(),
             feature_service=feature_service,
             data_snapshot=data_snapshot,
+            lineage=lineage,
             metrics=dict(metrics),
             parameters=dict(parameters),
             graphs={graph: export.spec for graph, export in graphs.items()},
