@@ -174,7 +174,7 @@ class Swaps:
 
     def _swap(self, version: str) -> None:
         began = time.monotonic()
-        body = {"version": version, "share": 1, "by": "bench"}
+        body = {"version": version, "share": 1, "force": True, "by": "bench"}
         ask(self._url, f"/v1/models/{MODEL}/promote", body, self._headers)
         while self._live() != version:
             if time.monotonic() - began > _LIVE_WITHIN_S:

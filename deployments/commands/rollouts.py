@@ -26,21 +26,31 @@ def promote(
     version: Annotated[str | None, typer.Argument(help="Needed where no rollout of it goes on yet.")] = None,
     *,
     share: Annotated[float | None, typer.Option(min=0, max=1, help="Else the next stage: .01, .1, .5, all.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Although its gate did not pass, or was not asked.")] = False,
     by: By = "operator",
     reason: Reason = "",
     url: Url = "",
     as_json: Json = False,
 ) -> None:
     """Begin a version's rollout, give it a larger share, or make it the champion (--share 1)."""
-    body: dict[str, Any] = {"by": by, "reason": reason}
+    body: dict[str, Any] = {"by": by, "reason": reason} | ({"force": True} if force else {})
     body |= {field: value for field, value in (("version", version), ("share", share)) if value is not None}
     _change(name, "promote", body, url, as_json=as_json)
 
 
 @app.command("rollback")
-def rollback(name: Name, *, by: By = "operator", reason: Reason = "", url: Url = "", as_json: Json = False) -> None:
-    """Back to the champion; where no rollout goes on, to the champion before."""
-    _change(name, "rollback", {"by": by, "reason": reason}, url, as_json=as_json)
+def rollback(
+    name: Name,
+    version: Annotated[str | None, typer.Argument(help="That should not answer any more; else the challenger.")] = None,
+    *,
+    by: By = "operator",
+    reason: Reason = "",
+    url: Url = "",
+    as_json: Json = False,
+) -> None:
+    """Back to the champion; a champion that is named makes room for the one before."""
+    body = {"by": by, "reason": reason} | ({} if version is None else {"version": version})
+    _change(name, "rollback", body, url, as_json=as_json)
 
 
 @app.command("pause")

@@ -26,6 +26,7 @@ from serve.gateway.errors import Conflict, Forbidden, Unauthorized, Words, respo
 from serve.gateway.stages import Stages
 from serve.rollout import board
 from serve.rollout.plans import STAGES, RolloutPlan, next_stage
+from serve.rollout.verdicts import GateVerdict, verdict_key
 
 OPERATOR_VARIABLE: Final = "PLAYHEAD_OPERATOR_TOKEN"
 OPERATOR_HEADER: Final = "Playhead-Operator-Token"
@@ -51,6 +52,7 @@ class Promotion(BaseModel):
         version: whose rollout begins; may be left out while one goes on.
         share: of profiles or sessions that it answers from now on; 1: all. Left out: the first stage, or the next; to
             be able to ask again after no answer, name it.
+        force: begin although the version's gate did not pass against the champion, or was not asked.
         by: who asks.
         reason: why.
     """
@@ -59,6 +61,7 @@ class Promotion(BaseModel):
 
     version: Version | None = None
     share: Annotated[float | None, Field(gt=0, le=1)] = None
+    force: bool = False
     by: By = "operator"
     reason: Reason = ""
 
@@ -236,6 +239,8 @@ class RolloutRoutes:
                 next_step="Publish it first; `playhead models` lists those that are here.",
             )  # fmt: skip
 
+        verdict = None if version is None or body.force else await self._verdict(name, version)
+
         def promoted(plan: RolloutPlan) -> RolloutPlan:
             at_ms = now_ms()
             if plan.challenger is None:
@@ -244,6 +249,8 @@ class RolloutRoutes:
                         field="version", got=None, expected="the version whose rollout begins: none goes on",
                         next_step="Name one.",
                     )  # fmt: skip
+                if not body.force and plan.champion not in {None, version}:
+                    _require_gate(name, version, verdict, plan.champion)
                 if version == plan.champion or body.share == 1 or plan.champion is None:
                     return plan.crowned(version, at_ms)  # which is refused where it is the champion already
                 return plan.begun(version, body.share or STAGES[0], at_ms)
@@ -252,7 +259,8 @@ class RolloutRoutes:
             share = next_stage(plan.share) if body.share is None else body.share
             return plan.promoted(at_ms) if share in {None, 1} else plan.shared(float(share or 0), at_ms)
 
-        return await self._change(request, name, promoted, "promote", body.by, body.reason)
+        evidence = {"forced": True} if body.force else {}
+        return await self._change(request, name, promoted, "promote", body.by, body.reason, evidence)
 
     async def rollback(self, request: Request, name: ModelName, body: RollBack) -> Response:
         """The challenger answers nobody any more; a champion that is named makes room for the one before."""
@@ -310,12 +318,15 @@ class RolloutRoutes:
         action: str,
         by: str,
         reason: str,
+        evidence: Mapping[str, Any] | None = None,
     ) -> Response:
         """Change a plan as it is in the store now; whoever changes it at the same time comes before or after."""
         self._check_operator(request)
         self._check_known(name)
         request_id = context_of(request).request_id
-        told = {"action": action, "by": by, "reason": reason, "evidence": {}, "request_id": request_id}
+        told = {
+            "action": action, "by": by, "reason": reason, "evidence": dict(evidence or {}), "request_id": request_id
+        }  # fmt: skip
         for _ in range(_TRIES):
             (dumped,) = await self._call(command("GET", board.plan_key(name)))
             plan = self._plan(name, dumped)
@@ -328,6 +339,14 @@ class RolloutRoutes:
             field="plan", got=Words("several changes at once"), expected="one change at a time",
             next_step="Look at GET /v1/models and try again.",
         )  # fmt: skip
+
+    async def _verdict(self, name: str, version: str) -> GateVerdict | None:
+        """What the gate said of a version; None where nobody asked it, or nobody can read the answer."""
+        (dumped,) = await self._call(command("GET", verdict_key(name, version)))
+        try:
+            return None if dumped is None else GateVerdict.load(dumped)
+        except ValueError:
+            return None
 
     def _plan(self, name: str, dumped: bytes | None) -> RolloutPlan:
         """The plan in the store, else as this replica knows it."""
@@ -368,6 +387,16 @@ class RolloutRoutes:
                 next_step="Nothing is known to have changed: look at GET /v1/models, and try again.",
             ) from error  # fmt: skip
         return replies
+
+
+def _require_gate(name: str, version: str, verdict: GateVerdict | None, champion: str | None) -> None:
+    """Refuse a version that did not pass its gate against the champion."""
+    refusal = "no verdict" if verdict is None else verdict.refusal(champion)
+    if refusal:
+        raise Conflict(
+            field="version", got=Words(refusal), expected=f"a gate that {version} passed against {champion}",
+            next_step=f"Run `playhead gate {name} {version}`, or say `force` and take the responsibility.",
+        )  # fmt: skip
 
 
 def _shown(plan: RolloutPlan, request_id: str) -> dict[str, Any]:

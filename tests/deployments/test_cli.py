@@ -36,7 +36,7 @@ OPTIONS = {
     ("up",): {"--detach", "--placement", "--port", "--data", "--json"},
     ("down",): {"--json"},
     ("status",): {"--json"},
-    ("rollout", "promote"): {"--share", "--by", "--reason", "--url", "--json"},
+    ("rollout", "promote"): {"--share", "--force", "--by", "--reason", "--url", "--json"},
     ("rollout", "rollback"): {"--by", "--reason", "--url", "--json"},
     ("rollout", "pause"): {"--resume", "--by", "--reason", "--url", "--json"},
     ("rollout", "shadow"): {"--by", "--reason", "--url", "--json"},

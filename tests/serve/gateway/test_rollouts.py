@@ -22,6 +22,7 @@ from serve.ranking import Ranker
 from serve.rollout.assignment import assign
 from serve.rollout.board import load_plan, plan_key, status_key
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
+from serve.rollout.verdicts import GateVerdict, verdict_arguments, verdict_key
 from serve.schemas import Answer, HomeQuery
 from serve.vitals import ModelVitals
 from serve.watchtower.replica import WatchtowerReplica
@@ -47,6 +48,8 @@ def versions(arguments: Arguments, small_artifacts: tuple[Path, Path]) -> tuple[
 
 
 async def change(client: httpx.AsyncClient, verb: str, model: str = "recommend", **body: Any) -> dict[str, Any]:
+    if verb == "promote" and "version" in body:
+        body = {"force": True, **body}  # what gates say is another matter, below
     answer = await client.post(f"/v1/models/{model}/{verb}", json=body, headers=HEADERS)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -242,6 +245,37 @@ async def test_what_is_known_of_a_rollout_is_shown(
         assert (shown["plan"]["challenger"], shown["judged"]) == (versions[1], {"action": "wait"})
 
 
+async def test_a_rollout_begins_only_with_a_gate_that_passed_against_the_champion(
+    arguments: Arguments, open_client: OpenClient, versions: tuple[str, str], store: redis.Redis
+) -> None:
+    first, second = versions
+
+    def judge(**said: Any) -> None:
+        fields = {"model": "recommend", "version": second, "against": first, "passed": True, "ts": 1, **said}
+        store.execute_command(*verdict_arguments(GateVerdict(**fields)))
+
+    async with open_client(arguments) as client:
+
+        async def refused(why: str) -> bool:
+            answer = await client.post("/v1/models/recommend/promote", json={"version": second}, headers=HEADERS)
+            return answer.status_code == 409 and why in answer.text and "playhead gate" in answer.text
+
+        assert await refused("no verdict")
+        judge(passed=False, failed=("parity", "latency"))
+        assert await refused("parity, latency")
+        judge(against="0" * 12)
+        assert await refused("0" * 12)
+        store.set(verdict_key("recommend", second), b"nonsense")
+        assert await refused("no verdict")
+        judge()
+        assert (await change(client, "promote", version=second, force=False))["challenger"] == second
+        await change(client, "rollback")
+        judge(passed=False)
+        assert (await change(client, "promote", version=second))["challenger"] == second
+        changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
+        assert [one["evidence"] for one in changes] == [{"forced": True}, {}, {}]
+
+
 async def test_without_a_token_in_the_environment_nobody_may(
     arguments: Arguments, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +291,8 @@ async def test_a_store_that_is_down_is_said(
 ) -> None:
     async with open_client(arguments.model_copy(update={"redis_url": valkey_process.url})) as client:
         valkey_process.kill()
-        answer = await client.post("/v1/models/recommend/promote", json={"version": versions[1]}, headers=HEADERS)
+        body = {"version": versions[1], "force": True}
+        answer = await client.post("/v1/models/recommend/promote", json=body, headers=HEADERS)
         assert answer.status_code == 503
         assert set((await answering(client)).values()) == {versions[0]}
 
