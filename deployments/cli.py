@@ -10,6 +10,7 @@ from deployments.commands import (
     diagnosis,
     evaluation,
     home,
+    learning,
     load,
     localise,
     models,
@@ -42,6 +43,7 @@ evaluation.app.command("rollout")(rollout.evaluate)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
 app.add_typer(rollouts.app, name="rollout")
+app.add_typer(learning.app, name="learn")
 app.command("sessions")(sessions.sessions)
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)

@@ -2,6 +2,7 @@
 
     sinks        drain logs into Parquet files: watch events, from which models are trained; sessions; exposures
     watchtower   a replica of the Watchtower; any number may run, on any machine that reaches the store
+    learner      updates models from what viewers did; any number may run, one works
 
 Settings come from the environment. A part ends on SIGTERM and when its standard input ends, after the round it is in;
 what it had not acknowledged, the next one takes up.
@@ -52,7 +53,10 @@ def drain(settings: Settings, stop: threading.Event) -> None:
 
 def watchtower(settings: Settings, stop: threading.Event) -> None:
     """Take a share of the Watchtower's roles, and tell changes of outages where an address is set."""
-    from serve.watchtower.replica import WatchtowerReplica, connect, replica_name  # noqa: PLC0415 - numpy, polars
+    from serve.rollout.decisions import Limits  # noqa: PLC0415
+    from serve.watchtower.board import connect  # noqa: PLC0415
+    from serve.watchtower.leases import replica_name  # noqa: PLC0415
+    from serve.watchtower.replica import WatchtowerReplica  # noqa: PLC0415 - numpy, polars
     from serve.watchtower.webhook import Webhook, WebhookSettings  # noqa: PLC0415
 
     name = replica_name()
@@ -61,12 +65,25 @@ def watchtower(settings: Settings, stop: threading.Event) -> None:
     if hook is not None:
         telling = threading.Thread(target=Webhook(connect(settings), hook, name).run, args=(stop,))
         telling.start()
-    WatchtowerReplica(settings, name).run(stop)
+    WatchtowerReplica(settings, name, Limits.from_env()).run(stop)
     if telling is not None:
         telling.join()
 
 
-PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {"sinks": drain, "watchtower": watchtower}
+def learn(settings: Settings, stop: threading.Event) -> None:
+    """Update models by themselves, when an update is due."""
+    from deployments.learning.learner import Learner, start_update  # noqa: PLC0415
+    from deployments.learning.policy import LearningPolicy  # noqa: PLC0415
+    from serve.watchtower.leases import replica_name  # noqa: PLC0415
+
+    Learner(settings, replica_name(), LearningPolicy.from_env(), start_update, drifting_since).run(stop)
+
+
+PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {
+    "sinks": drain,
+    "watchtower": watchtower,
+    "learner": learn,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -1,11 +1,7 @@
 """`playhead up`, `down`, `status`."""
 
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +10,8 @@ import typer
 from deployments.commands.output import FAILED, INTERRUPTED, Json, Output, answering, reporting
 
 if TYPE_CHECKING:
-    from deployments.local import StackOptions
-    from deployments.progress import Reporter
-    from deployments.state import RunFolder, StackState
+    from deployments.state import StackState
     from features.settings import Settings
-
-_LOOK_S = 0.1
-_DOWN_DEADLINE_S = 60.0
 
 Placement = Annotated[str, typer.Option(help="local, cluster, or the path of a Serve configuration.")]
 Port = Annotated[int, typer.Option(min=1024, max=65535, help="Where it answers, on 127.0.0.1.")]
@@ -40,6 +31,7 @@ def up(
 
     REDIS_URL and RAY_ADDRESS name servers to use instead of the embedded ones.
     """
+    from deployments.background import start  # noqa: PLC0415
     from deployments.local import Interrupted, StackOptions, hold  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
 
@@ -54,7 +46,7 @@ def up(
         )
         with reporting(output) as reporter:
             if detach:
-                _show(output, settings, _detached(settings, options, reporter), detached=True)
+                _show(output, settings, start(settings, options, reporter), detached=True)
                 return
 
             def on_ready(state: "StackState") -> None:
@@ -70,43 +62,11 @@ def up(
 
 def down(*, as_json: Json = False) -> None:
     """End what `playhead up` started, and nothing else."""
-    import contextlib  # noqa: PLC0415
-    import signal  # noqa: PLC0415
-
-    import psutil  # noqa: PLC0415
-
-    from deployments.leftovers import clean  # noqa: PLC0415
-    from deployments.state import RunFolder, StackError, StackLock, StackState  # noqa: PLC0415
+    from deployments.background import end  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
 
     with answering(as_json=as_json) as output, reporting(output) as reporter:
-        folder = RunFolder(Settings.from_env().home)
-        if not folder.lock.is_file():
-            output.console.print("nothing is up")
-            output.answer({"ended": 0})
-            return
-        lock, ended, asked = StackLock(folder), 0, False
-        deadline = time.monotonic() + _DOWN_DEADLINE_S
-        while not lock.take():
-            state = None if asked else StackState.read(folder)  # one that starts tells who it is soon after its lock
-            process = None if state is None else state.supervisor.process()
-            if state is not None and process is not None:
-                ended = sum(len(part.session()) for part in state.parts.values())
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(signal.SIGTERM)
-                asked = True
-            if time.monotonic() > deadline:
-                raise StackError(
-                    field="stack",
-                    got=f"pid {lock.holder()} still holds it after {_DOWN_DEADLINE_S:g} s",
-                    expected="an end",
-                    next_step="kill -9 that process, then run `playhead down` again: it ends what is left.",
-                )
-            time.sleep(_LOOK_S)
-        try:
-            ended += clean(folder, reporter)
-        finally:
-            lock.release()
+        ended = end(Settings.from_env(), reporter)
         output.console.print(f"ended {ended} processes" if ended else "nothing is up")
         output.answer({"ended": ended})
 
@@ -190,72 +150,3 @@ def _show(output: Output, settings: "Settings", state: "StackState", *, detached
 
 def _rounded(phases: dict[str, float]) -> dict[str, float]:
     return {name: round(seconds, 2) for name, seconds in phases.items()}
-
-
-def _detached(settings: "Settings", options: "StackOptions", reporter: "Reporter") -> "StackState":
-    """Start a stack in the background and tell its phases until it answers.
-
-    Raises:
-        StackError: it could not be brought up; nothing of it is left.
-    """
-    from deployments.local import options_json  # noqa: PLC0415
-    from deployments.state import RunFolder, StackLock, already_up  # noqa: PLC0415
-
-    folder = RunFolder(settings.home)
-    holder = StackLock(folder).holder()
-    if holder is not None:
-        raise already_up(holder)
-    folder.events.unlink(missing_ok=True)
-    log = folder.log("up")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as written:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "deployments.local", options_json(options)],
-            stdin=subprocess.DEVNULL,
-            stdout=written,
-            stderr=written,
-            env={**os.environ, "PLAYHEAD_HOME": str(settings.home)},
-            start_new_session=True,
-        )
-    try:
-        return _follow(folder, process, reporter)
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
-
-
-def _follow(folder: "RunFolder", process: "subprocess.Popen[bytes]", reporter: "Reporter") -> "StackState":
-    from deployments.progress import Notice  # noqa: PLC0415
-    from deployments.state import StackError, StackState  # noqa: PLC0415
-
-    for told in _lines(folder, process):
-        if "phase" in told:
-            reporter.tell(Notice.from_json(told))
-        elif "ready" in told:
-            return StackState.from_json(told["ready"])
-        elif "error" in told:
-            raise StackError(**told["error"])
-    raise StackError(
-        field="stack",
-        got=f"its process ended (status {process.poll()})",
-        expected="a stack that answers",
-        next_step=f"See {folder.log('up')}.",
-    )
-
-
-def _lines(folder: "RunFolder", process: "subprocess.Popen[bytes]") -> Iterator[dict[str, Any]]:
-    """What the background process tells, as it comes, until it ends."""
-    done, rest = 0, ""
-    while True:
-        ended = process.poll() is not None
-        if folder.events.is_file():
-            with folder.events.open(encoding="utf-8") as stream:
-                stream.seek(done)
-                text = stream.read()
-                done = stream.tell()
-            *whole, rest = (rest + text).split("\n")
-            yield from (json.loads(line) for line in whole if line)
-        if ended:
-            return
-        time.sleep(_LOOK_S)

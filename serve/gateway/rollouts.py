@@ -24,6 +24,7 @@ from serve.errors import InvalidInput, NotFound, Unavailable
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Conflict, Forbidden, Unauthorized, Words, responses
 from serve.gateway.stages import Stages
+from serve.learning import STEPS, load_steps
 from serve.rollout import board
 from serve.rollout.plans import STAGES, RolloutPlan, next_stage
 from serve.rollout.verdicts import GateVerdict, verdict_key
@@ -160,7 +161,7 @@ class Rollout(BaseModel):
 
 
 class ChangesQuery(BaseModel):
-    """Query of GET /v1/models/{name}/changes.
+    """Query of GET /v1/models/{name}/changes and /learning.
 
     Attributes:
         limit: the newest so many.
@@ -181,6 +182,19 @@ class Changes(BaseModel):
 
     request_id: str
     changes: tuple[dict[str, Any], ...]
+
+
+class Learning(BaseModel):
+    """Answer of GET /v1/models/{name}/learning.
+
+    Attributes:
+        request_id: names this answer.
+        steps: of its updates, newest first: the `update`, its `name`, `moment` (begun, done, failed),
+            `ts`, `text`, `evidence`; see serve.learning.Step.
+    """
+
+    request_id: str
+    steps: tuple[dict[str, Any], ...]
 
 
 class RolloutRoutes:
@@ -227,6 +241,10 @@ class RolloutRoutes:
         app.add_api_route(
             "/v1/models/{name}/changes", self.changes, response_model=Changes, tags=["operations"],
             summary="Who changed which version answers, and why", responses=responses(401, 404, 422, 503),
+        )  # fmt: skip
+        app.add_api_route(
+            "/v1/models/{name}/learning", self.learning, response_model=Learning, tags=["operations"],
+            summary="Updates of a model, step by step", responses=responses(401, 404, 422, 503),
         )  # fmt: skip
 
     async def promote(self, request: Request, name: ModelName, body: Promotion) -> Response:
@@ -304,6 +322,14 @@ class RolloutRoutes:
         (entries,) = await self._call(command("XREVRANGE", board.LOG, "+", "-", "COUNT", _READ))
         found = [change for change in board.load_changes(entries) if change.get("model") == name]
         body = {"request_id": context_of(request).request_id, "changes": found[: query.limit]}
+        return Response(orjson.dumps(body), media_type="application/json")
+
+    async def learning(self, request: Request, name: ModelName, query: Annotated[ChangesQuery, Query()]) -> Response:
+        """The newest steps of the model's updates: what was trained on what, and what its gate said."""
+        self._check_known(name)
+        (entries,) = await self._call(command("XREVRANGE", STEPS, "+", "-", "COUNT", _READ))
+        found = [step.as_json() for step in load_steps(entries) if step.model == name]
+        body = {"request_id": context_of(request).request_id, "steps": found[: query.limit]}
         return Response(orjson.dumps(body), media_type="application/json")
 
     async def close(self) -> None:

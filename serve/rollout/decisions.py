@@ -10,9 +10,10 @@ A stage is passed when its plays are shown to be no worse than its margin: a tes
 exactly that much worse. Such a challenger passes with probability `Limits.risk` at most.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from serve.errors import InvalidInput
 from serve.rollout.plans import STAGES as SHARES
@@ -29,6 +30,9 @@ VERY_SLOW: Final = "very_slow"
 PLAYS: Final = "plays"
 DRIFT: Final = "score_drift"
 
+LEAST_VARIABLE: Final = "PLAYHEAD_ROLLOUT_LEAST_S"
+
+_LONGEST_STAGE_S: Final = 30 * 86_400.0
 _KIND: Final = "rollout-judge"
 _VERSION: Final = 1
 
@@ -99,6 +103,26 @@ class Limits:
     suspicion: float = 10.0
     least_s: float = 300.0
     metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
+        """The limits, with the least duration of a stage from PLAYHEAD_ROLLOUT_LEAST_S where it is set.
+
+        Raises:
+            InvalidInput: it is no number of seconds.
+        """
+        text = env.get(LEAST_VARIABLE)
+        if text is None:
+            return cls()
+        try:
+            least_s = float(text)
+        except ValueError:
+            least_s = -1.0
+        if not 0 <= least_s <= _LONGEST_STAGE_S:
+            raise InvalidInput(
+                field=LEAST_VARIABLE, got=text, expected=f"seconds, 0 to {_LONGEST_STAGE_S:g}", next_step="Correct it."
+            )
+        return cls(least_s=least_s)
 
     def __post_init__(self) -> None:
         spent = sum(metric.spent for metric in self.metrics.values())

@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 import redis
 
+from features.settings import Settings
 from serve.telemetry.log import PARTITIONS
 from serve.telemetry.windows import Window
 from serve.watchtower.alarms import Alarm, slice_of
@@ -42,7 +43,13 @@ WINDOW_TTL_S: Final = 3600
 LATE_MS: Final = 15_000
 """A partition that stands still for so long is not waited for."""
 
+_TIMEOUT_S: Final = 5.0
 _PREFIX: Final = "playhead:watchtower"
+
+
+def connect(settings: Settings) -> Store:
+    """A connection with deadlines; it is made at the first call, and again after each loss."""
+    return Store.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
 
 
 def lease_key(role: str) -> str:

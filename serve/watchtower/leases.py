@@ -1,6 +1,7 @@
 """Who does what: each role has one replica at a time, by a lease in Redis that ends soon after its replica does."""
 
 import math
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -161,3 +162,8 @@ class Leases:
                 if self.held.get(lease.role) == lease:
                     del self.held[lease.role]
             raise LeaseLost(lease.role)
+
+
+def replica_name() -> str:
+    """A name that no other replica has."""
+    return secrets.token_hex(8)

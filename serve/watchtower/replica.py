@@ -5,7 +5,6 @@ twice, and nothing is missed. Any number of replicas may run; roles (`serve.watc
 """
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -13,8 +12,9 @@ from typing import Final
 import redis
 
 from features.settings import Settings
+from serve.rollout.decisions import Limits
 from serve.watchtower import board
-from serve.watchtower.board import Store
+from serve.watchtower.board import connect
 from serve.watchtower.leases import Lease, LeaseLost, Leases
 from serve.watchtower.roles import Role
 from serve.watchtower.roles.outages import OutagesRole
@@ -25,7 +25,6 @@ from serve.watchtower.roles.vitals import VitalsRole
 
 _STEP_PAUSE_S: Final = 0.1
 _TROUBLE_PAUSE_S: Final = 1.0
-_TIMEOUT_S: Final = 5.0
 
 _Factory = Callable[[Lease, str], Role]
 """Restores a role, given its lease and its number (empty where it has none)."""
@@ -39,9 +38,10 @@ class WatchtowerReplica:
     Args:
         settings: where the store is.
         name: names it among the replicas.
+        limits: what a rollout may cost; None: as by default.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, limits: Limits | None = None) -> None:
         store = self._store = connect(settings)
         roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, board.ROLLOUT_ROLE, *board.slice_roles(), *board.session_roles()]
         leases = self.leases = Leases(store, name, roles)
@@ -50,7 +50,7 @@ class WatchtowerReplica:
             "slices": lambda lease, number: SlicesRole(store, leases, lease, int(number)),
             board.OUTAGE_ROLE: lambda lease, _: OutagesRole(store, leases, lease, settings),
             board.VITALS_ROLE: lambda lease, _: VitalsRole(store, leases, lease),
-            board.ROLLOUT_ROLE: lambda lease, _: RolloutRole(store, leases, lease),
+            board.ROLLOUT_ROLE: lambda lease, _: RolloutRole(store, leases, lease, limits),
         }
         self._roles: dict[Lease, Role] = {}
 
@@ -96,13 +96,3 @@ class WatchtowerReplica:
         kind, _, number = lease.role.partition(":")
         role = self._roles[lease] = self._kinds[kind](lease, number)
         return role
-
-
-def connect(settings: Settings) -> Store:
-    """A connection with deadlines; it is made at the first call, and again after each loss."""
-    return Store.from_url(settings.redis_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
-
-
-def replica_name() -> str:
-    """A name that no other replica has."""
-    return secrets.token_hex(8)

@@ -22,13 +22,14 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions", "rollout"),
+        *("demo", "load", "home", "sessions", "rollout", "learn"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
     ("quality",): {"title"},
-    ("demo",): {"outage"},
+    ("demo",): {"outage", "learn"},
+    ("learn",): {"now", "steps"},
     ("rollout",): {"promote", "rollback", "pause", "shadow", "status", "changes"},
 }
 
@@ -59,6 +60,9 @@ OPTIONS = {
     ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--json"},
     ("eval", "anomaly"): {"--nab", "--rivals", "--out", "--top", "--json"},
     ("demo", "outage"): {"--viewers", "--warm-up", "--broken", "--url", "--json"},
+    ("demo", "learn"): {"--viewers", "--rate", "--warm-up", "--stage", "--port", "--seed", "--json"},
+    ("learn", "now"): {"--data", "--json"},
+    ("learn", "steps"): {"--limit", "--url", "--json"},
     ("localise",): {"--at", "--history", "--top", "--metric", "--json"},
     ("eval", "localise"): {"--seed", "--cases", "--public", "--method", "--json"},
     ("eval", "outages"): {"--seed", "--days", "--peak", "--json"},

@@ -31,6 +31,7 @@ WITH_INPUT += [
     ("GET", "/v1/outages"),
     ("GET", "/v1/models/{name}/rollout"),
     ("GET", "/v1/models/{name}/changes"),
+    ("GET", "/v1/models/{name}/learning"),
     *OPERATED,
 ]
 STEERING = [("GET", "/v1/steering/dash"), ("GET", "/v1/steering/hls")]

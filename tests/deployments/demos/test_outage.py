@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments import demo
-from deployments.demo import DemoSettings, Viewers, require, shares
+from deployments.demos import outage as demo
+from deployments.demos.outage import DemoSettings, Viewers, require, shares
 from serve.errors import Unavailable
 
 SHOWN = {"confirmed_s": 20.0, "steered_s": 11.0, "closed_s": 349.0}

@@ -1,0 +1,1 @@
+"""What Playhead does, shown on a running one under simulated viewers."""

@@ -1,0 +1,282 @@
+"""One update of a model: snapshot, checks, training, gate, and the first stage of a rollout.
+
+Run as `python -m deployments.learning.update JSON` (model, update, trigger) it tells each step to the store, and ends
+with status 0 if a rollout began, with 1 if it failed and said why. An update that is taken up again under its name uses
+the snapshot that it made, and goes on where its training was.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+from training.checks import check_data, load_profile, require, store_profile
+from training.gates import gate
+from training.snapshots import take_snapshot
+
+from deployments.jobs import run_candidate
+from deployments.learning.policy import LearningPolicy, Trigger
+from deployments.progress import Moment, Notice, Reporter
+from features.errors import FeaturesError
+from features.settings import Settings
+from serve.artifacts import Artifact, Manifest, read_artifact, read_champion
+from serve.clock import now_ms
+from serve.errors import InvalidInput, PlayheadError
+from serve.learning import Name, Step, step_arguments
+from serve.logs import configure
+from serve.rollout.board import change_arguments, load_plan, plan_key
+from serve.rollout.plans import RolloutPlan
+from serve.rollout.verdicts import GateVerdict, verdict_arguments
+from serve.watchtower.board import Store, connect
+from training.datasets import Dataset, open_dataset
+
+DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
+"""Name of the data set that snapshots add the live events to."""
+
+KEPT: Final = 3
+"""Snapshots of a model's updates that are kept, the newest."""
+
+_BY: Final = "learner"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a step found; filled in while it goes on."""
+
+    text: list[str]
+    evidence: dict[str, Any]
+
+
+class Update:
+    """One update.
+
+    Args:
+        settings: where everything lies.
+        store: where steps and plans are told.
+        policy: how much is held out, and how large the first share is.
+        model: which.
+        update: names it.
+        trigger: why.
+        base: data set that the live events are added to.
+        reporter: told of the progress.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        policy: LearningPolicy,
+        model: str,
+        update: str,
+        trigger: Trigger,
+        *,
+        base: str,
+        reporter: Reporter,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._policy = policy
+        self._model = model
+        self._update = update
+        self._trigger = trigger
+        self._base = base
+        self._reporter = reporter
+
+    def run(self) -> Artifact:
+        """Do it all; the candidate's rollout has begun when this returns.
+
+        Raises:
+            PlayheadError: a step failed; it was told.
+            FeaturesError: likewise.
+        """
+        with self._step("update", self._trigger.reason) as whole:
+            champion = self._champion()
+            with self._step("snapshot") as told:
+                dataset, cut_ms, starts = self._snapshot(champion)
+                told.text.append(f"{dataset.rows['events']:,} events, {starts:,} new plays after the cut")
+                told.evidence.update(dataset=dataset.name, snapshot=dataset.snapshot, cut_ms=cut_ms, starts=starts)
+            with self._step("checks") as told:
+                report = check_data(dataset, load_profile(self._settings, self._model))
+                told.evidence.update(report.as_json())
+                require(report)
+                told.text.append("nothing wrong")
+            with self._step("training") as told:
+                candidate = run_candidate(
+                    self._model, self._settings, self._reporter, dataset=dataset, warm=True, until_ms=cut_ms
+                )
+                store_profile(self._settings, self._model, report.profile)
+                told.text.append(f"{candidate.version} from {champion.version}")
+                told.evidence.update(version=candidate.version, metrics=dict(candidate.manifest.metrics))
+            with self._step("gate") as told:
+                self._gate(told, candidate, champion, dataset, cut_ms)
+            with self._step("rollout") as told:
+                told.text.append(self._begin(candidate.version))
+            whole.text.append(f"{candidate.version} is tried")
+            whole.evidence.update(version=candidate.version)
+        self._prune()
+        return candidate
+
+    def _champion(self) -> Artifact:
+        """The version that answers now.
+
+        Raises:
+            InvalidInput: none does.
+        """
+        plan = self._plan()
+        folder = self._settings.models / self._model
+        path = folder / plan.champion if plan.champion else read_champion(self._settings.models, self._model)
+        if path is None:
+            raise InvalidInput(
+                field="model", got=self._model, expected="a champion to begin from",
+                next_step=f"Train the first one: playhead train {self._model}.",
+            )  # fmt: skip
+        return read_artifact(path)
+
+    def _snapshot(self, champion: Artifact) -> tuple[Dataset, int, int]:
+        """The data, where what is held out begins, and how many plays are new after that."""
+        name = f"{self._model}-{self._update}"
+        path = self._settings.datasets / name
+        dataset = open_dataset(path) if path.is_dir() else take_snapshot(self._settings, self._base, name=name)
+        since_ms = self._trigger.since_ms or _last_ms(champion.manifest, dataset)
+        plays = dataset.scan("events").filter((pl.col("kind") == "play") & (pl.col("ts") > since_ms)).select("ts")
+        times = plays.sort("ts").collect()["ts"]
+        held_out = round(len(times) * self._policy.held_out)
+        if not held_out:
+            raise InvalidInput(
+                field="events", got=f"{len(times)} plays after {since_ms}", expected="plays to judge a candidate by",
+                next_step="Wait for more, or see whether players name what they play.",
+            )  # fmt: skip
+        return dataset, int(times[len(times) - held_out]), held_out
+
+    def _gate(self, told: _Told, candidate: Artifact, champion: Artifact, dataset: Dataset, cut_ms: int) -> None:
+        verdict = gate(
+            self._model, candidate.version, self._settings, dataset=dataset, cut_ms=cut_ms, against=champion.version
+        )
+        failed = tuple(check.name for check in verdict.checks if not check.passed)
+        told.evidence.update(
+            checks={check.name: {"passed": check.passed, "text": check.text} for check in verdict.checks}
+        )
+        said = GateVerdict(
+            model=self._model, version=candidate.version, against=champion.version, passed=verdict.passed, ts=now_ms(),
+            failed=failed,
+        )  # fmt: skip
+        self._store.execute_command(*verdict_arguments(said))
+        if not verdict.passed:
+            raise InvalidInput(
+                field=f"{self._model} {candidate.version}", got=f"failed: {', '.join(failed)}",
+                expected="a candidate that passes its gate",
+                next_step=f"See the report: playhead gate {self._model} {candidate.version}.",
+            )  # fmt: skip
+        told.text.append(f"{len(verdict.checks)} checks passed")
+
+    def _begin(self, version: str) -> str:
+        """Begin the rollout, unless somebody else began one meanwhile."""
+        plan = self._plan()
+        after = plan.begun(version, self._policy.first_share, now_ms())
+        change = {
+            "action": "promote", "by": _BY, "reason": f"{self._trigger.reason}; its gate passed",
+            "evidence": {"update": self._update, "cause": self._trigger.cause},
+        }  # fmt: skip
+        if not self._store.eval(*change_arguments(after, change, after=plan.revision)):
+            raise InvalidInput(
+                field="plan", got="another change at the same time", expected="one change at a time",
+                next_step="The next update begins a rollout of what is best then.",
+            )  # fmt: skip
+        return f"{self._policy.first_share:.0%} of what is asked"
+
+    def _plan(self) -> RolloutPlan:
+        dumped: Any = self._store.get(plan_key(self._model))
+        if dumped is not None:
+            return load_plan(dumped)
+        path = read_champion(self._settings.models, self._model)
+        return RolloutPlan(model=self._model, champion=None if path is None else path.name)
+
+    def _prune(self) -> None:
+        """Take old snapshots of updates away."""
+        folders = [path for path in self._settings.datasets.glob(f"{self._model}-*") if _is_update(path.name)]
+        for path in sorted(folders, key=lambda one: int(one.name.rpartition("-")[2]))[:-KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _step(self, name: Name, begins: str = "") -> Iterator[_Told]:
+        """Tell a step that begins, and how it ends."""
+        self._tell(Step(model=self._model, update=self._update, name=name, moment="begun", ts=now_ms(), text=begins))
+        told = _Told([], {})
+        try:
+            yield told
+        except (PlayheadError, FeaturesError) as error:
+            self._tell(
+                Step(
+                    model=self._model, update=self._update, name=name, moment="failed", ts=now_ms(), text=str(error),
+                    evidence=told.evidence,
+                )
+            )  # fmt: skip
+            raise
+        self._tell(
+            Step(
+                model=self._model, update=self._update, name=name, moment="done", ts=now_ms(),
+                text="; ".join(told.text), evidence=told.evidence,
+            )
+        )  # fmt: skip
+
+    def _tell(self, step: Step) -> None:
+        self._store.execute_command(*step_arguments(step))
+        self._reporter.tell(Notice(phase=step.name, moment=Moment.NOTE, text=f"{step.moment} {step.text}"))
+        _log.info("%s %s: %s %s %s", step.model, step.update, step.name, step.moment, step.text)
+
+
+def _last_ms(champion: Manifest, dataset: Dataset) -> int:
+    """The newest event that the champion has seen; where nobody wrote it down, the snapshot's middle."""
+    if champion.lineage is not None and champion.lineage.last_ts_ms:
+        return champion.lineage.last_ts_ms
+    return int(champion.created.timestamp() * 1000) if dataset.last_ts_ms else 0
+
+
+def _is_update(name: str) -> bool:
+    return name.rpartition("-")[2].isdigit()
+
+
+class _LogReporter:
+    """Tells the log."""
+
+    def tell(self, notice: Notice) -> None:
+        if notice.moment is not Moment.ADVANCE:
+            _log.info("%s %s %s", notice.phase, notice.moment.value, notice.text)
+
+
+def main() -> int:
+    """Do the update that the first argument asks for."""
+    configure()
+    os.nice(10)
+    asked = json.loads(sys.argv[1])
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    settings = Settings.from_env()
+    update = Update(
+        settings, connect(settings), LearningPolicy.from_env(), asked["model"], asked["update"],
+        Trigger(**asked["trigger"]), base=os.environ.get(DATASET_VARIABLE, "ml-100k"), reporter=_LogReporter(),
+    )  # fmt: skip
+    try:
+        update.run()
+    except (PlayheadError, FeaturesError) as error:
+        _log.error("update failed: %s", error)
+        return 1
+    return 0
+
+
+def _end_with_input() -> None:
+    """End when the standard input does: whoever started us is gone."""
+    while os.read(0, 4096):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""The learner: one update at a time, taken up again where its process died, and by whoever holds the lease."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import redis
+
+from deployments.learning.learner import ATTEMPTS, Learner
+from deployments.learning.policy import LearningPolicy, Trigger
+from features.settings import Settings
+from features.stream import STREAM
+from serve.learning import state_key
+from serve.rollout.board import plan_key
+from serve.rollout.plans import RolloutPlan
+
+MODEL = "recommend"
+POLICY = LearningPolicy(every_s=0, new_events=10, drift_events=5, least_events=5, rest_s=0)
+
+
+class Bench:
+    """A learner whose updates are processes that wait for a file to say how they end."""
+
+    def __init__(self, settings: Settings, store: redis.Redis, folder: Path) -> None:
+        self.settings, self.store, self.folder = settings, store, folder
+        self.started: list[tuple[str, str]] = []
+        self.drift_ms: int | None = None
+        self.learners: list[Learner] = []
+
+    def learner(self, name: str = "one") -> Learner:
+        learner = Learner(self.settings, name, POLICY, self._start, lambda _store, _model: self.drift_ms)
+        self.learners.append(learner)
+        return learner
+
+    def _start(self, model: str, update: str, trigger: Trigger) -> "subprocess.Popen[bytes]":
+        assert model == MODEL
+        self.started.append((update, trigger.cause))
+        script = (
+            "import pathlib, sys, time\npath = pathlib.Path(sys.argv[1])\nwhile not path.exists(): time.sleep(.01)\n"
+            "sys.exit(int(path.read_text()))"
+        )
+        ending = self.folder / f"ending-{len(self.started)}"
+        return subprocess.Popen([sys.executable, "-c", script, str(ending)])
+
+    def end(self, status: int) -> None:
+        fresh = self.folder / "fresh"
+        fresh.write_text(str(status))
+        fresh.rename(self.folder / f"ending-{len(self.started)}")
+
+    def events(self, count: int) -> None:
+        for _ in range(count):
+            self.store.xadd(STREAM, {"event": b"{}"})
+
+    def memory(self) -> dict[str, object]:
+        found: dict[str, object] = orjson.loads(self.store.get(state_key(MODEL)))
+        return found
+
+    def turn_until(self, learner: Learner, happened: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not happened():
+            learner._leases._renewed_s = 0.0
+            learner.turn()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def bench(settings: Settings, store: redis.Redis, tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(settings, store, tmp_path)
+    yield bench
+    for learner in bench.learners:
+        learner._end()
+        learner._store.close()
+
+
+def test_enough_new_events_start_one_update_and_its_events_count_no_more(bench: Bench) -> None:
+    learner = bench.learner()
+    learner.turn()
+    assert bench.memory()["update"] == ""
+    bench.events(9)
+    learner.turn()
+    assert not bench.started
+    bench.events(1)
+    bench.turn_until(learner, lambda: len(bench.started) == 1)
+    learner.turn()
+    bench.end(0)
+    bench.turn_until(learner, lambda: bench.memory()["update"] == "")
+    assert bench.memory()["failed"] is False
+    learner.turn()
+    assert bench.started == [(bench.started[0][0], "events")], "nothing is new since"
+
+
+def test_a_drift_counts_what_came_since_it_was_seen(bench: Bench) -> None:
+    learner = bench.learner()
+    learner.turn()
+    bench.events(4)
+    bench.drift_ms = 123
+    learner.turn()
+    bench.events(4)
+    learner.turn()
+    assert not bench.started, "8 events are new, 4 since the drift"
+    bench.events(1)
+    bench.turn_until(learner, lambda: bool(bench.started))
+    assert bench.started[0][1] == "drift"
+
+
+def test_an_update_that_failed_is_not_tried_again_at_once(bench: Bench) -> None:
+    learner = bench.learner()
+    learner.turn()
+    bench.events(10)
+    bench.turn_until(learner, lambda: len(bench.started) == 1)
+    bench.end(1)
+    bench.turn_until(learner, lambda: bench.memory()["update"] == "")
+    assert bench.memory()["failed"] is True
+    learner.turn()
+    assert len(bench.started) == 1
+
+
+def test_an_update_whose_process_dies_is_taken_up_under_its_name_and_given_up_in_the_end(bench: Bench) -> None:
+    learner = bench.learner()
+    learner.turn()
+    bench.events(10)
+    for attempt in range(1, ATTEMPTS + 1):
+        bench.turn_until(learner, lambda attempt=attempt: len(bench.started) == attempt)
+        bench.end(-9 % 256)
+    bench.turn_until(learner, lambda: bench.memory()["update"] == "")
+    assert len(set(bench.started)) == 1
+    assert bench.memory()["failed"] is True
+
+
+def test_another_learner_takes_up_what_went_on(bench: Bench) -> None:
+    one, other = bench.learner("one"), bench.learner("other")
+    one.turn()
+    bench.events(10)
+    bench.turn_until(one, lambda: len(bench.started) == 1)
+    other.turn()
+    assert len(bench.started) == 1, "the lease is the first one's"
+    one._end()
+    one._leases.close()
+    bench.turn_until(other, lambda: len(bench.started) == 2)
+    assert bench.started[0] == bench.started[1]
+
+
+def test_nothing_is_started_while_a_rollout_goes_on_or_its_plan_cannot_be_read(bench: Bench) -> None:
+    plan = RolloutPlan(model=MODEL, champion="a" * 12)
+    for dumped in (orjson.dumps(plan.begun("b" * 12, 0.1, 1).as_json()), b"{}"):
+        learner = bench.learner(dumped[:9].hex())
+        bench.store.delete(state_key(MODEL))
+        bench.store.set(plan_key(MODEL), dumped)
+        bench.turn_until(learner, lambda: bench.store.get(state_key(MODEL)) is not None)
+        bench.events(20)
+        learner.turn()
+        assert not bench.started
+        learner._leases.close()
+
+
+def test_a_store_that_was_lost_begins_anew(bench: Bench) -> None:
+    learner = bench.learner()
+    bench.events(30)
+    learner.turn()
+    bench.store.delete(STREAM)
+    bench.events(3)
+    learner.turn()
+    bench.events(10)
+    bench.turn_until(learner, lambda: len(bench.started) == 1)
