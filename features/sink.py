@@ -239,10 +239,11 @@ def read_log(folder: Path, log: Log = EVENTS, *, since_ms: int = 0) -> pl.DataFr
     files = sorted(file for file in folder.glob("date=*/part-*.parquet") if file.parent.name >= first)
     if not files:
         return pl.DataFrame(schema=log.schema)
-    parts = [pl.read_parquet(file, hive_partitioning=False) for file in files]
+    parts = [pl.DataFrame(schema={**log.schema, _POSITION: pl.String})]  # files of before may lack columns: null there
+    parts += [pl.read_parquet(file, hive_partitioning=False) for file in files]
     position = pl.col(_POSITION).str.split("-").cast(pl.List(pl.Int64))  # milliseconds, sequence
     return (
-        pl.concat(parts)
+        pl.concat(parts, how="diagonal")
         .sort(position.list.get(0), position.list.get(1))
         .unique(log.key, keep="first", maintain_order=True)
         .select(list(log.schema))

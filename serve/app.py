@@ -31,6 +31,7 @@ from serve.bitrate.observations import Observations
 from serve.bitrate.planner import NoPlan, Plan
 from serve.bitrate.segments import FeatureLookups
 from serve.errors import PlayheadError
+from serve.exploration import Exploration
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
 from serve.gateway.health import HealthBoard
@@ -165,6 +166,7 @@ async def open_gateway(
         writer,
         lookups,
         telemetry,
+        exposures,
         told_outages,
         told_health,
         vitals_writer,
@@ -332,5 +334,6 @@ def _live_ranker(arguments: Arguments, metrics: Metrics) -> LiveRanker:
         catalogue_poll_s=arguments.catalogue_poll_s,
         title_stats_poll_s=arguments.title_stats_poll_s,
     )
-    ranking = RankerSettings(device=arguments.device, threads=arguments.threads)
+    exploration = Exploration(epsilon=arguments.exploration, slots=arguments.exploration_slots)
+    ranking = RankerSettings(device=arguments.device, threads=arguments.threads, exploration=exploration)
     return LiveRanker(ranking, sources, TitleStatistics(settings), metrics)

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from features.settings import Settings
 from serve.errors import InvalidInput
+from serve.exploration import MOST_EPSILON
 from serve.gateway.entrance import EntranceSettings
 from serve.logs import RequestLogSettings
 from serve.quality.jobs import QualityLimits
+from serve.schemas import MAX_ITEMS
 
 TOKEN_VARIABLE: Final = "PLAYHEAD_API_TOKEN"  # noqa: S105 - its name, not a token
 
@@ -27,6 +29,8 @@ class Arguments(BaseModel):
         model: which model's champion ranks.
         bitrate_model: which model's champion decides bitrates.
         encode_ahead: whether a replica that took a profile's events readies its ranker for that profile's next page.
+        exploration: share of home pages in which one slot is explored (docs/recommend.md); 0: none.
+        exploration_slots: how many first slots of the main row may be explored.
         device: where the engines run: cpu, torch, cuda or auto.
         threads: threads of an engine.
         home: state folder; None: PLAYHEAD_HOME.
@@ -53,6 +57,8 @@ class Arguments(BaseModel):
     model: str = Field(default="recommend", pattern=r"^[A-Za-z0-9_-]+$")
     bitrate_model: str = Field(default="bitrate", pattern=r"^[A-Za-z0-9_-]+$")
     encode_ahead: bool = True
+    exploration: float = Field(default=0.02, ge=0, le=MOST_EPSILON)
+    exploration_slots: int = Field(default=10, ge=1, le=MAX_ITEMS)
     device: Literal["cpu", "torch", "cuda", "auto"] = "cpu"
     threads: int = Field(default=1, ge=1, le=64)
     home: Path | None = None

@@ -23,6 +23,9 @@ from serve.viewer import Viewer
 ESTIMATES: Final = ("score", "play", "finish", "thumbs_up")
 """Columns of a ranking's values, named as in the JSON."""
 
+MAIN_ROW: Final = "top_picks"
+"""Id of the personalised row that exploration may change."""
+
 _DIVERSE_POOL: Final = 60
 _RELEVANCE_SPAN: Final = 4.0
 """The pool's best and last scores are brought this far apart, about as many standard deviations as they are."""
@@ -145,7 +148,7 @@ class TopPicks:
             title, reason = "Top picks for you", "Chosen for you from all that you watched"
         else:
             title, reason = "Popular on Playhead", "What most viewers watch"
-        return Slate(id="top_picks", title=title, reason=reason, rows=ranking.rows, relevance=ranking.values[0, :-1])
+        return Slate(id=MAIN_ROW, title=title, reason=reason, rows=ranking.rows, relevance=ranking.values[0, :-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +290,19 @@ class PageBuilder:
             Rows, none empty; no title twice; only available titles, none that the viewer dislikes; watched titles only
             in rows made for them.
         """
+        return self.fill(setting, rows=rows, items=items)[0]
+
+    def fill(self, setting: Setting, *, rows: int, items: int) -> tuple[list[Slate], NDArray[np.bool_]]:
+        """Make one page, and tell what it has left.
+
+        Args:
+            setting: what is known.
+            rows: most rows.
+            items: most titles of a row.
+
+        Returns:
+            Rows as of `build`; bool (N,), which titles are not on it and might be, in any of its rows.
+        """
         viewer = setting.viewer
         places = setting.shelf.available.view(np.uint8) * _ANY_ROW  # (N,) where each title may still stand
         places[viewer.watched] &= _ROWS_FOR_WATCHED
@@ -315,7 +331,7 @@ class PageBuilder:
             page.append(slate)
             if len(page) == rows:
                 break
-        return page
+        return page, places >= _ANY_ROW
 
     def _varied(self, rows: Rows, scores: NDArray[np.float32], stock: Stock, items: int) -> Rows:
         """The best of `rows`, which are best first, as a varied list."""

@@ -9,7 +9,7 @@ Requests whose turn comes in the same round of the event loop share one engine c
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from features.titles import Title
 from serve.catalogue import Catalogue
 from serve.engines import Device
 from serve.errors import NotFound
+from serve.exploration import Draw, Exploration, Slots
 from serve.logs import get
 from serve.memory import Acquaintance, Memory
 from serve.pages import ESTIMATES, PageBuilder, Ranking, Setting
@@ -40,6 +41,9 @@ UNKNOWN_PROFILE: Final = "unknown_profile"
 EMPTY_HISTORY: Final = "empty_history"
 STALE_PROFILE: Final = "stale_profile"
 
+_ORDINARY: Final = frozenset({UNKNOWN_PROFILE, EMPTY_HISTORY})
+"""Reasons for less that are nobody's fault: such pages are explored as others are."""
+
 _log = get("ranking")
 
 
@@ -52,12 +56,14 @@ class RankerSettings:
         threads: CPU threads of one engine call.
         remembered: viewers whose folded history and state are kept, about 5 KB each.
         pages: which rows there are, and how varied.
+        exploration: how much of them is explored.
     """
 
     device: Device = "auto"
     threads: int = 1
     remembered: int = 10_000
     pages: PageBuilder = field(default_factory=PageBuilder)
+    exploration: Exploration = field(default_factory=Exploration)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,7 +213,11 @@ class Ranker:
             my_list=np.array(listed, dtype=np.int64),
             ranking=ranking,
         )
-        page = self._settings.pages.build(setting, rows=query.rows, items=query.items)
+        page, free = self._settings.pages.fill(setting, rows=query.rows, items=query.items)
+        slots = None
+        if _ORDINARY.issuperset(reasons) and not live.degraded:
+            draw = Draw.of(query.request_id, profile.profile_id) if query.request_id else None
+            slots = self._settings.exploration.explore(page, ranking, free, draw)
         rendered = render_rows(page, live.stock.catalogue.fragments, ranking)
         title_ids = live.stock.catalogue.title_ids
         ended = time.perf_counter()
@@ -221,6 +231,8 @@ class Ranker:
             n_items=sum(len(slate.rows) for slate in page),
             timings_ms=timings_ms,
             shown=tuple((slate.id, tuple(map(title_ids.__getitem__, slate.rows.tolist()))) for slate in page),
+            slots=None if slots is None else _slots(slots, title_ids),
+            explored=None if slots is None else slots.explored,
         )
 
     async def similar(self, title_id: str, query: HomeQuery) -> Answer:
@@ -371,6 +383,10 @@ def _shelf(live: _Live, query: HomeQuery, stats: ProfileStats, *, safe: bool) ->
     region = stats.region if query.region is None else query.region
     kids = (query.kids or stats.kids) if safe else query.kids is not False
     return live.stock.shelf(region, kids=bool(kids))
+
+
+def _slots(slots: Slots, title_ids: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    return tuple(zip([title_ids[row] for row in slots.rows], slots.propensities, strict=True))
 
 
 def _popular(stock: Stock, shelf: Shelf) -> Ranking:

@@ -47,6 +47,7 @@ class HomeQuery:
         items: most titles of a row, 1 to MAX_ITEMS.
         now_ms: time of the request; None: the clock's.
         within_s: the longest that the caller waits, seconds; None: it did not say.
+        request_id: names the answer, and so says whether and how it is explored; empty: it is not.
     """
 
     region: str | None = None
@@ -56,6 +57,7 @@ class HomeQuery:
     items: int = 20
     now_ms: int | None = None
     within_s: float | None = None
+    request_id: str = ""
 
 
 class Versions(BaseModel):
@@ -261,6 +263,9 @@ class Answer:
         timings_ms: wall time of each stage that made it, by stage name.
         assigned: who should have made it, in a rollout; None where none goes on.
         shown: row -> ids of its titles, in their order.
+        slots: (title, its propensity in this slot given profile and candidates) of the first slots of the row that
+            exploration may change, in their order; None where nothing would be explored: the page is degraded.
+        explored: the slot that was explored, from 0; None: none was.
     """
 
     members: bytes
@@ -271,6 +276,8 @@ class Answer:
     timings_ms: dict[str, float] = field(default_factory=dict)
     assigned: Assigned | None = None
     shown: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    slots: tuple[tuple[str, float], ...] | None = None
+    explored: int | None = None
 
     @classmethod
     def empty_home(cls, profile_id: str, degraded: tuple[str, ...], generated_ts: int) -> Self:

@@ -158,6 +158,7 @@ class PlayerRoutes:
             rows=query.rows,
             items=query.items,
             within_s=_ranker_s(context),
+            request_id=context.request_id,
         )
         assigned = self._assigns.assigned(query.profile_id) if self._assigns is not None else None
         answer = await self._recommend(context, lambda ranker: ranker.home(profile, asked), assigned)

@@ -77,7 +77,7 @@ class ExposureWriter:
             "model": self._model, "version": answer.versions.get("model"),
             "failed": MODEL_FAILED in answer.degraded or (assigned is not None and assigned.missed),
             "degraded": degraded, "seconds": None if seconds is None else seconds / 1000, **rollout, **where,
-            "rows": answer.shown,
+            "rows": answer.shown, "slots": answer.slots, "explored": answer.explored,
         })  # fmt: skip
 
     def played(self, events: Sequence[Event]) -> None:
@@ -127,7 +127,8 @@ _SCHEMA: Final[Mapping[str, Any]] = {
     "kind": pl.String, "ts": pl.Int64, "request_id": pl.String, "profile_id": pl.String, "model": pl.String,
     "version": pl.String, "assigned": pl.String, "challenged": pl.Boolean, "propensity": pl.Float64, "salt": pl.String,
     "failed": pl.Boolean, "degraded": pl.Boolean, "seconds": pl.Float64, "device": pl.String, "region": pl.String,
-    "rows": pl.String, "title_id": pl.String, "row": pl.String, "rank": pl.Int64,
+    "rows": pl.String, "title_id": pl.String, "row": pl.String, "rank": pl.Int64, "slots": pl.String,
+    "explored": pl.Int64,
 }  # fmt: skip
 
 
@@ -152,10 +153,15 @@ def read_exposure(dumped: bytes) -> dict[str, Any]:
 
 def _read_row(dumped: bytes) -> dict[str, Any]:
     document = read_exposure(dumped)
-    return {name: document[name] for name in _SCHEMA} | {"rows": json.dumps(document.get("rows"))}
+    slots = document["slots"]
+    as_text = {"rows": json.dumps(document.get("rows")), "slots": None if slots is None else json.dumps(slots)}
+    return {name: document[name] for name in _SCHEMA} | as_text
 
 
 EXPOSURES: Final = Log(
     name="exposures", stream=STREAM, field=FIELD, read=_read_row, schema=_SCHEMA, time="ts", trims=False
 )
-"""Pages that were shown (`rows` is JSON: [[row, [title_id, ...]], ...]) and plays that came of them."""
+"""Pages that were shown and plays that came of them.
+
+JSON in columns: `rows` [[row, [title_id, ...]], ...]; `slots` [[title_id, propensity], ...], null where nothing would
+have been explored. `explored` is the slot that was."""

@@ -108,7 +108,7 @@ class FleetRanker:
 
     async def _compare(self, shadow: Ranker, profile: ProfileFeatures, query: HomeQuery, shown: Answer) -> None:
         try:
-            made = await shadow.home(profile, query)
+            made = await shadow.home(profile, replace(query, request_id=""))  # what it would show by itself
         except Exception:  # noqa: BLE001 - nobody waits for it
             self._log.exception("shadow failed", extra={"version": shadow.version})
             return

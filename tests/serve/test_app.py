@@ -7,16 +7,20 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+import redis
 from pydantic import ValidationError
 
 from serve.arguments import Arguments
 from serve.bitrate.observations import Observations
 from serve.bitrate.schemas import SESSION_EXAMPLE
+from serve.pages import MAIN_ROW
+from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.schemas import HomePage
 from tests.conftest import free_port
 from tests.serve.bitrate.small_policy import small_policy
@@ -34,7 +38,7 @@ def split(arguments: Arguments) -> Iterator[tuple[Arguments, Any, Any, Any]]:  #
     """Arguments, and handles of the features, ranking and planning stages."""
     assert arguments.home is not None
     install_model(arguments.home, small_policy(), "bitrate")
-    asked = arguments.model_copy(update={"placement": "split", "stage_deadline_ms": 2000.0})
+    asked = arguments.model_copy(update={"placement": "split", "stage_deadline_ms": 2000.0, "exploration": 0.2})
     handles = [
         ray_serve.run(
             ray_serve.deployment(stage, name=stage.__name__).bind(asked),
@@ -49,7 +53,7 @@ def split(arguments: Arguments) -> Iterator[tuple[Arguments, Any, Any, Any]]:  #
 
 
 async def page_of(client: httpx.AsyncClient, profile_id: str = "p1") -> HomePage:
-    answer = await client.get("/v1/home", params={"profile_id": profile_id})
+    answer = await client.get("/v1/home", params={"profile_id": profile_id}, headers={"X-Request-ID": "one"})
     assert answer.status_code == 200, answer.text
     return HomePage.model_validate_json(answer.content)
 
@@ -80,7 +84,7 @@ async def test_both_placements_make_the_same_page(
     split: tuple[Arguments, Any, Any, Any],
 ) -> None:
     pages = []
-    for given in ((arguments,), split):
+    for given in ((arguments.model_copy(update={"exploration": 0.2}),), split):
         async with opened(*given) as client:
             await play(client, "t5")
             page = await page_of(client)
@@ -91,6 +95,37 @@ async def test_both_placements_make_the_same_page(
             assert (missing.status_code, missing.json()["errors"][0]["got"]) == (404, "'absent'")
             pages.append([(row.id, [item.title_id for item in row.items]) for row in page.rows])
     assert pages[0] == pages[1]
+
+
+async def test_both_placements_explore_the_same_and_tell_what_they_showed(
+    arguments: Arguments,  # noqa: F811
+    split: tuple[Arguments, Any, Any, Any],
+    store: redis.Redis,
+) -> None:
+    shown, told = [], []
+    for given in ((arguments.model_copy(update={"exploration": 0.2}),), split):
+        store.delete(STREAM)
+        top: dict[str, list[str]] = {}
+        async with opened(*given) as client:
+            for number in range(40):
+                request_id = f"r{number}"
+                answer = await client.get(
+                    "/v1/home", params={"profile_id": "p7", "items": 6}, headers={"X-Request-ID": request_id}
+                )
+                (row,) = (row for row in answer.json()["rows"] if row["id"] == MAIN_ROW)
+                top[request_id] = [item["title_id"] for item in row["items"]]
+        shown.append(top)
+        entries = [read_exposure(fields[FIELD]) for _, fields in store.xrange(STREAM)]
+        assert {entry["request_id"]: [title_id for title_id, _ in entry["slots"]] for entry in entries} == top
+        told.append([(entry["slots"], entry["explored"]) for entry in entries])
+    assert shown[0] == shown[1]
+    assert told[0] == told[1]
+    usual, _ = Counter(tuple(row) for row in shown[0].values()).most_common(1)[0]
+    for slots, explored in told[0]:
+        assert all((title_id != usual[slot]) == (slot == explored) for slot, (title_id, _) in enumerate(slots))
+        for slot, (_, propensity) in enumerate(slots):
+            assert (propensity < 0.2 / 6) if slot == explored else (propensity == pytest.approx(1 - 0.2 / 6))
+    assert 2 < sum(explored is not None for _, explored in told[0]) < 20
 
 
 async def test_both_placements_decide_the_same(split: tuple[Arguments, Any, Any, Any]) -> None:

@@ -52,6 +52,7 @@ def arguments(settings: Settings, small_titles: list[Title], small_artifacts: tu
         catalogue_poll_s=0.1,
         champion_poll_s=0.1,
         title_stats_poll_s=0.2,
+        exploration=0,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import polars as pl
 import pytest
 import redis
 
@@ -16,6 +17,7 @@ T0 = 1_790_000_000_000
 ANSWER = Answer(
     members=b'"rows":[]', versions={"model": "a" * 12}, degraded=(), generated_ts=T0, timings_ms={"ranker": 2.0},
     assigned=Assigned("b" * 12, True, 0.25, "salt", True), shown=(("top", ("t1", "t2")),),  # noqa: FBT003
+    slots=(("t1", 0.998), ("t2", 0.0001)), explored=1,
 )  # fmt: skip
 
 
@@ -39,6 +41,7 @@ async def test_what_was_shown_and_played_is_told_in_order(store: redis.Redis, se
     assert (shown["assigned"], shown["challenged"], shown["propensity"]) == ("b" * 12, True, 0.25)
     assert (shown["failed"], shown["seconds"], shown["device"], shown["region"]) == (True, 0.002, "tv", None)
     assert shown["rows"] == [["top", ["t1", "t2"]]]
+    assert (shown["slots"], shown["explored"]) == ([["t1", 0.998], ["t2", 0.0001]], 1)
     assert (played["kind"], played["request_id"], played["title_id"]) == (PLAYED, "r1", "t2")
     await writer.close()
     sink = LogSink(settings, settings.home / "exposures", EXPOSURES, wait_ms=20)
@@ -49,6 +52,8 @@ async def test_what_was_shown_and_played_is_told_in_order(store: redis.Redis, se
     frame = read_log(settings.home / "exposures", EXPOSURES)
     assert frame["kind"].to_list() == [SHOWN, PLAYED]
     assert json.loads(frame["rows"][0]) == [["top", ["t1", "t2"]]]
+    assert frame["slots"].to_list() == ['[["t1", 0.998], ["t2", 0.0001]]', None]
+    assert frame["explored"].to_list() == [1, None]
     assert store.xlen(STREAM) == 2, "others read it too"
 
 
@@ -68,3 +73,25 @@ async def test_a_store_that_is_down_costs_no_answer_and_is_counted(valkey_proces
 def test_what_is_no_exposure_is_refused(rubbish: bytes) -> None:
     with pytest.raises(ValueError):
         read_exposure(rubbish)
+
+
+async def test_files_of_before_exploration_are_read_with_those_of_now(store: redis.Redis, settings: Any) -> None:
+    folder = settings.home / "exposures"
+    before = {name: kind for name, kind in EXPOSURES.schema.items() if name not in {"slots", "explored"}}
+    old = pl.DataFrame(
+        [{"kind": SHOWN, "ts": T0, "request_id": "r0", "rows": "[]", "log_position": "1-0"}],
+        schema={**before, "log_position": pl.String},
+    )
+    (folder / "date=2026-09-21").mkdir(parents=True)
+    old.write_parquet(folder / "date=2026-09-21" / "part-old.parquet")
+    assert read_log(folder, EXPOSURES)["slots"].to_list() == [None]
+    told_before = b'{"kind":"shown","ts":1790000000001,"request_id":"r1","profile_id":"p"}'
+    store.xadd(STREAM, {FIELD: told_before})
+    sink = LogSink(settings, folder, EXPOSURES, wait_ms=20)
+    try:
+        assert sink.drain() == 1
+    finally:
+        sink.close()
+    frame = read_log(folder, EXPOSURES)
+    assert frame["request_id"].to_list() == ["r0", "r1"]
+    assert frame["explored"].to_list() == [None, None]
