@@ -49,6 +49,7 @@ from serve.quality.intake import Intake, IntakeSettings
 from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
 from serve.ranking import RankerSettings
+from serve.rollout.asked import AskedWriter
 from serve.rollout.exposures import FLUSH_S, ExposureWriter
 from serve.rollout.fleet import Fleet
 from serve.schemas import Answer, HomeQuery
@@ -115,6 +116,7 @@ async def open_gateway(
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
     telemetry, exposures = TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics)
+    asked = AskedWriter(settings.redis_url, metrics)
     ranking = await serve_recommend(arguments, live, metrics, vitals)
     policies, estimates = serve_bitrate(arguments, metrics), serve_quality(arguments, metrics)
     stages = Stages(
@@ -127,6 +129,7 @@ async def open_gateway(
         lookups=lookups,
         telemetry=telemetry,
         exposures=exposures,
+        asked=asked,
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
@@ -135,6 +138,7 @@ async def open_gateway(
     beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
     beside += [lambda: every(LOOK_S, vitals_writer.look), lambda: every(FLUSH_S, exposures.flush)]
+    beside += [lambda: every(FLUSH_S, asked.flush)]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
     followers.append(estimates.follower)
@@ -171,6 +175,7 @@ async def open_gateway(
         told_health,
         vitals_writer,
         rollouts,
+        asked,
     ]
     closed += [*followers, steered] if steered else followers
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,6 +17,10 @@ _LOG_EVERY_S: Final = 10.0
 """A planner that fails is logged so often, not at each request."""
 
 _MIN_WAIT_S: Final = 0.001
+
+
+Asked = Callable[[str, float, Sequence[str | None]], None]
+"""Told of the ids of sessions, with the salt and the share of the rollout by which their versions were chosen."""
 
 
 class Lookups(Protocol):
@@ -115,12 +119,21 @@ class Decider:
         lookups: what is known of titles and networks.
         metrics: where decisions and failures are counted.
         vitals: told of each plan.
+        asked: told of the sessions that were decided for while a rollout goes on; never waits.
     """
 
-    def __init__(self, planner: Planner, lookups: Lookups, metrics: Metrics, vitals: ModelVitals) -> None:
+    def __init__(
+        self,
+        planner: Planner,
+        lookups: Lookups,
+        metrics: Metrics,
+        vitals: ModelVitals,
+        asked: Asked = lambda _salt, _share, _sessions: None,
+    ) -> None:
         self._planner = planner
         self._vitals = vitals
         self._lookups = lookups
+        self._asked = asked
         self._metrics = metrics
         self._log = get("bitrate")
         self._log_at_s = 0.0
@@ -171,6 +184,8 @@ class Decider:
             self._report(error)
         else:
             self._count(sessions, plan, time.perf_counter() - started_s)
+            if plan.salt:
+                self._asked(plan.salt, plan.share, [session.session_id for session in sessions])
             return plan
         self._metrics.stage_failure("bitrate", reason)
         self._vitals.failed(len(sessions))

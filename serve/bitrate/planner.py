@@ -68,6 +68,8 @@ class Plan:
         others: place of a session -> version of the policy that planned for it, where that is another.
         missing: version -> sessions that it should have planned for and did not; the plan is another version's.
         seconds: version -> what its own stage took, above 0; who is not there was not timed.
+        salt: of the rollout by which versions were chosen; empty where none goes on.
+        share: of its challenger.
     """
 
     version: str
@@ -78,6 +80,8 @@ class Plan:
     others: Mapping[int, str] = field(default_factory=dict)
     missing: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    salt: str = ""
+    share: float = 0.0
 
     def version_of(self, place: int) -> str:
         """The version that planned for a session."""

@@ -94,8 +94,9 @@ def create(
         lifespan=lifespan,
     )
     app.router.route_class = ModelRoute
+    decider = Decider(stages.planner, stages.lookups, metrics, counted(bitrate_model), stages.asked.decided)
     PlayerRoutes(stages, metrics, store_deadline_ms, counted(recommend_model)).add_to(app)
-    BitrateRoutes(Decider(stages.planner, stages.lookups, metrics, counted(bitrate_model))).add_to(app)
+    BitrateRoutes(decider).add_to(app)
     QualityRoutes(quality, counted(MODEL)).add_to(app)
     OutageRoutes(outages).add_to(app)
     SteeringRoutes(steering).add_to(app)

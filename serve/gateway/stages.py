@@ -1,6 +1,6 @@
 """The stages behind the gateway as it sees them, wherever they run, and what happens when one does not answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -109,6 +109,14 @@ class ExposureSink(Protocol):
         ...
 
 
+class AskedSink(Protocol):
+    """Told of sessions that asked for a bitrate; never waits."""
+
+    def decided(self, salt: str, share: float, sessions: Iterable[str | None]) -> None:
+        """Sessions were decided for by a rollout's plan."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
     """One model as this replica sees it.
@@ -150,6 +158,7 @@ class Stages:
         lookups: what is known of titles and networks, for the planner and the rule.
         telemetry: takes what players say.
         exposures: told of what was shown, and of plays.
+        asked: told of sessions that asked for a bitrate while a rollout of its policy goes on.
         models: which models answer, as last known.
         not_ready: what this replica still waits for, empty when it may take traffic.
     """
@@ -163,6 +172,7 @@ class Stages:
     lookups: Lookups
     telemetry: TelemetrySink
     exposures: ExposureSink
+    asked: AskedSink
     models: Callable[[], Sequence[ModelState]]
     not_ready: Callable[[], Sequence[str]]
 

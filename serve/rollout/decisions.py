@@ -6,8 +6,9 @@ come again, so what they did at one stage is no new evidence at the next. The te
 a whole rollout, by whatever metric (the union bound asks for no independence). Score drift is the Watchtower's word and
 comes on top.
 
-A stage is passed when its plays are shown to be no worse than its margin: a test of its own, whose null is a challenger
-exactly that much worse. Such a challenger passes with probability `Limits.risk` at most.
+A stage is passed when what is to be kept (plays; of bitrate policies, sessions of good QoE) is shown to be no worse
+than its margin: a test of its own, whose null is a challenger exactly that much worse. Such a challenger passes with
+probability `Limits.risk` at most.
 """
 
 import os
@@ -28,6 +29,12 @@ DEGRADED: Final = "degraded"
 SLOW: Final = "slow"
 VERY_SLOW: Final = "very_slow"
 PLAYS: Final = "plays"
+FAILURES: Final = "failures"
+REBUFFERED: Final = "rebuffered"
+LOW_QUALITY: Final = "low_quality"
+SLOW_STARTS: Final = "slow_starts"
+BAD_QOE: Final = "bad_qoe"
+GOOD_QOE: Final = "good_qoe"
 DRIFT: Final = "score_drift"
 
 LEAST_VARIABLE: Final = "PLAYHEAD_ROLLOUT_LEAST_S"
@@ -63,6 +70,16 @@ METRICS: Final[Mapping[str, Metric]] = {
 """In order of precedence: the first whose evidence suffices is named. If profiles aren't split as they should be,
 nothing else can be believed."""
 
+SESSION_METRICS: Final[Mapping[str, Metric]] = {
+    ASSIGNMENT: Metric(direction="either", spent=0.05),
+    FAILURES: Metric(direction="more", spent=0.2),
+    REBUFFERED: Metric(direction="more", spent=0.25),
+    LOW_QUALITY: Metric(direction="more", spent=0.2),
+    SLOW_STARTS: Metric(direction="more", spent=0.1, tolerated=1.1),
+    BAD_QOE: Metric(direction="more", spent=0.2),
+}
+"""Of sessions, for bitrate policies; likewise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -93,6 +110,7 @@ class Limits:
         suspicion: e-value of any harm from which on a stage isn't passed, though it is too little to roll back.
         least_s: seconds that a stage lasts at least, for faults that need time.
         metrics: by name, in order of precedence; their `spent` add up to 1 at most.
+        kept: what must not become fewer for a stage to be passed, as the arms' counts call it.
 
     Raises:
         InvalidInput: the metrics spend more than all.
@@ -103,6 +121,7 @@ class Limits:
     suspicion: float = 10.0
     least_s: float = 300.0
     metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
+    kept: str = PLAYS
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
@@ -160,9 +179,38 @@ class ArmCounts:
     very_slow: int = 0
 
 
-_COUNTED: Final = {
-    ASSIGNMENT: "profiles", ERRORS: "errors", DEGRADED: "degraded", SLOW: "slow", VERY_SLOW: "very_slow", PLAYS: "plays"
-}  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionCounts:
+    """What became of one arm's sessions in a window.
+
+    Whose arm: the one that the session id was assigned to with the stage's own propensity, whoever answered in the end.
+    A session counts once a stage; see serve.rollout.outcomes for what is what.
+
+    Attributes:
+        requests: sessions that are over; told with the evidence, not tested.
+        profiles: sessions that asked for a bitrate for the first time in the stage.
+        failures: of those that are over, without a picture, or ended by an error.
+        rebuffered: that stalled for too large a share.
+        low_quality: whose mean quality is below the champion's usual.
+        slow_starts: that waited longer for their first picture than the champion's usually do.
+        bad_qoe: that were bad in all.
+        good_qoe: that were not, as far as that is known.
+    """
+
+    requests: int = 0
+    profiles: int = 0
+    failures: int = 0
+    rebuffered: int = 0
+    low_quality: int = 0
+    slow_starts: int = 0
+    bad_qoe: int = 0
+    good_qoe: int = 0
+
+
+_COUNTED: Final = {ASSIGNMENT: "profiles"}
+"""Metrics that the arms' counts call otherwise."""
+
+Arm = ArmCounts | SessionCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +224,8 @@ class WindowCounts:
         is_drifting: the Watchtower suspects the challenger's scores, and not the champion's.
     """
 
-    challenger: ArmCounts
-    champion: ArmCounts
+    challenger: Arm
+    champion: Arm
     seconds: float = 1.0
     is_drifting: bool = False
 
@@ -288,9 +336,10 @@ class Judge:
         """
         share = self.stage.share if share is None else share
         for name, test in self._tests.items():
-            counted = _COUNTED[name]
+            counted = _COUNTED.get(name, name)
             test.see(getattr(counts.challenger, counted), getattr(counts.champion, counted), share)
-        self._harmless.see(counts.challenger.plays, counts.champion.plays, share)
+        kept = self.limits.kept
+        self._harmless.see(getattr(counts.challenger, kept), getattr(counts.champion, kept), share)
         self._seconds += counts.seconds
         challenger, champion = self._requests
         self._requests = (challenger + counts.challenger.requests, champion + counts.champion.requests)
@@ -331,7 +380,7 @@ class Judge:
             return f"{self._seconds:.0f} of {self.limits.least_s:.0f} s"
         if not self._harmless.rejected:
             margin, needed = self.stage.margin, 1.0 / self.limits.risk
-            return f"a loss of {margin:.0%} of plays isn't ruled out: {self._harmless.e_value:.3g} of {needed:.3g}"
+            return f"{self._loss(margin)} isn't ruled out: {self._harmless.e_value:.3g} of {needed:.3g}"
         name, test = max(self._tests.items(), key=lambda one: one[1].log_e)
         if test.e_value >= self.limits.suspicion:
             return f"{name} is suspect: e-value {test.e_value:.3g}"
@@ -339,9 +388,12 @@ class Judge:
 
     def _passed(self) -> str:
         return (
-            f"a loss of {self.stage.margin:.0%} of plays is ruled out (e-value {self._harmless.e_value:.3g}), "
-            "no metric is suspect"
+            f"{self._loss(self.stage.margin)} is ruled out (e-value {self._harmless.e_value:.3g}), no metric is suspect"
         )
+
+    def _loss(self, margin: float) -> str:
+        what = {PLAYS: "plays", GOOD_QOE: "sessions of good QoE"}.get(self.limits.kept, self.limits.kept)
+        return f"a loss of {margin:.0%} of {what}"
 
     def _evidence(self, name: str) -> Evidence:
         test = self._tests[name]

@@ -78,6 +78,23 @@ class SlowThreshold:
         return threshold
 
 
+def latency_bounds(times_s: Mapping[int, int], alpha: float = 0.05) -> dict[str, list[float | None]]:
+    """Bounds of an arm's p50 and p99 that hold at every look, as a rollout's status tells them.
+
+    Args:
+        times_s: of all its answers in the stage, as serve.histograms has them.
+        alpha: probability that a true one is ever outside, each by itself.
+
+    Returns:
+        Quantile -> lower and upper bound, seconds; None where nothing bounds it yet.
+    """
+    found = {}
+    for name, share in (("p50", 0.5), ("p99", SHARE)):
+        bounds = quantile_bounds(times_s, share, alpha)
+        found[name] = [round(bound, 6) if math.isfinite(bound) else None for bound in bounds]
+    return found
+
+
 def quantile_bounds(histogram: Mapping[int, int], share: float, alpha: float) -> tuple[float, float]:
     """A confidence sequence of a quantile: with probability 1 - alpha it holds the true one at every look.
 

@@ -62,7 +62,7 @@ class FleetPlanner:
             return await planner.plan([sessions[place] for place in places], left_s * share)
 
         units = [session.session_id for session in sessions]
-        return await self._plan(lineup, units, ask, within_s * _CHALLENGER_S)
+        return _told(await self._plan(lineup, units, ask, within_s * _CHALLENGER_S), lineup)
 
     async def plan_for(self, observations: Observations, units: Sequence[str | None]) -> Plan:
         """Plan for sessions that were laid out elsewhere.
@@ -81,7 +81,7 @@ class FleetPlanner:
         async def ask(planner: BitratePlanner, places: Sequence[int]) -> Plan:
             return await planner.plan_for(observations.take(np.array(places, np.intp)))
 
-        return await self._plan(lineup, units, ask, None)
+        return _told(await self._plan(lineup, units, ask, None), lineup)
 
     async def _plan(
         self, lineup: Lineup[BitratePlanner], units: Sequence[str | None], ask: Ask, challenger_s: float | None
@@ -117,6 +117,11 @@ class FleetPlanner:
             told = {"version": lineup.challenger.version, "error": repr(error)[:300]}
             self._log.error("challenger failed", extra=told)
             return None
+
+
+def _told(plan: Plan, lineup: Lineup[BitratePlanner]) -> Plan:
+    """A plan that says by which rollout its versions were chosen."""
+    return replace(plan, salt=lineup.plan.salt, share=lineup.plan.share)
 
 
 async def _timed(planner: BitratePlanner, places: Sequence[int], ask: Ask) -> Plan:

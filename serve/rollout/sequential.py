@@ -198,12 +198,6 @@ class CountTest:
         return test
 
 
-def share_of(challenger: int, champion: int) -> float:
-    """The challenger's share of a window's requests; 0 where there were none."""
-    total = challenger + champion
-    return challenger / total if total else 0.0
-
-
 def _log_sum(logs: NDArray[np.float64]) -> float:
     most = float(np.maximum.reduce(logs))  # the methods do the same in twice the time
     return most + math.log(float(np.add.reduce(np.exp(logs - most))))

@@ -16,10 +16,10 @@ from typing import Any, Final, Self
 import redis
 from mmh3 import hash as hashed
 
-from serve.histograms import Histogram, add
+from serve.histograms import Histogram, add, dump, load
 from serve.rollout.decisions import STAGES, ArmCounts, Decision, Judge, Limits, WindowCounts
 from serve.rollout.exposures import PLAYED, SHOWN
-from serve.rollout.latency import SlowThreshold
+from serve.rollout.latency import SlowThreshold, latency_bounds
 from serve.rollout.plans import RolloutPlan
 from serve.watchtower.state import checked, stamped
 
@@ -31,6 +31,8 @@ SEEN_TTL_S: Final = 14 * 86_400
 """For trials whose end nobody saw; else their keys are deleted then."""
 
 STATUS_TTL_S: Final = 60
+
+ARMS: Final = ("champion", "challenger")
 
 _THRESHOLD_S: Final = 10.0
 _KIND: Final = "rollout-trial"
@@ -57,6 +59,7 @@ class Trial:
         self._threshold = SlowThreshold()
         self._champion: Histogram = {}
         self._champion_s = 0.0
+        self._times: tuple[Histogram, Histogram] = ({}, {})
         self._counts: Counter[tuple[bool, str]] = Counter()
 
     def is_of(self, plan: RolloutPlan) -> bool:
@@ -94,7 +97,10 @@ class Trial:
         self._await_plays(store, firsts)
         self._count_plays(store, plays, self._counts)
         for one in shown:
-            if not one["challenged"] and one["seconds"]:
+            if not one["seconds"]:
+                continue
+            add(self._times[bool(one["challenged"])], one["seconds"])
+            if not one["challenged"]:
                 add(self._champion, one["seconds"])
 
     def decide(self, seconds: float, *, is_drifting: bool) -> Decision:
@@ -181,8 +187,12 @@ class Trial:
             self._threshold.see(self._champion)
             self._champion, self._champion_s = {}, 0.0
 
+    def told(self) -> dict[str, Any]:
+        """What else there is to tell of it: bounds of each arm's times, which decide nothing."""
+        return {"latency_s": {arm: latency_bounds(times) for arm, times in zip(ARMS, self._times, strict=True)}}
+
     def _seen_key(self, kind: str) -> str:
-        return f"playhead:rollout:seen:{self.model}:{self.salt}:{self.share:g}:{kind}"
+        return seen_key(self.model, self.salt, self.share, kind)
 
     def _tag(self, *, challenged: bool) -> str:
         return f"{self.model}:{self.salt}:{self.share:g}:{int(challenged)}"
@@ -192,6 +202,7 @@ class Trial:
         return stamped(_KIND, _VERSION, {
             "model": self.model, "salt": self.salt, "share": self.share, "judge": self.judge.state(),
             "threshold": self._threshold.state(), "champion": list(self._champion.items()), "seconds": self._champion_s,
+            "times": [dump(times) for times in self._times],
         })  # fmt: skip
 
     @classmethod
@@ -207,7 +218,14 @@ class Trial:
         trial._threshold = SlowThreshold.from_state(state["threshold"])
         trial._champion = {int(place): int(count) for place, count in state["champion"]}
         trial._champion_s = state["seconds"]
+        champion, challenger = state.get("times", ((), ()))
+        trial._times = load(champion), load(challenger)
         return trial
+
+
+def seen_key(model: str, salt: str, share: float, kind: str) -> str:
+    """Key of the bits of who was seen at a stage."""
+    return f"playhead:rollout:seen:{model}:{salt}:{share:g}:{kind}"
 
 
 def _page_key(request_id: str) -> str:

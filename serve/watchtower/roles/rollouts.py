@@ -1,8 +1,9 @@
-"""The role that decides rollouts: it reads what was shown and played, and takes the steps that the evidence allows.
+"""The role that decides rollouts: it reads what was told of their answers, and takes the steps that this allows.
 
-A step is a change of the plan as any other, logged with its evidence. What an operator changes meanwhile stands: a
-change follows the revision that was judged, or is not made. Models whose answers are not told as exposures (bitrate,
-quality) are rolled back by the Watchtower's word alone, and promoted by people.
+Of pages it is told what was shown and played, of bitrate policies which sessions asked and how they ended. A step is a
+change of the plan as any other, logged with its evidence. What an operator changes meanwhile stands: a change follows
+the revision that was judged, or is not made. A model of whose answers nothing is told (quality) is rolled back by the
+Watchtower's word alone, and promoted by people.
 """
 
 import logging
@@ -17,6 +18,9 @@ from serve.rollout import board as rollouts
 from serve.rollout.decisions import DRIFT, Decision, Limits
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.plans import RolloutPlan, next_stage
+from serve.rollout.session_log import SessionLog
+from serve.rollout.session_trials import KIND as SESSION_KIND
+from serve.rollout.session_trials import SessionTrial
 from serve.rollout.trials import STATUS_TTL_S, Trial
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
@@ -27,6 +31,8 @@ LOOK_MS: Final = 1_000
 DRAIN_S: Final = 0.5
 """The longest that a step reads what was told; what is left waits for the next."""
 STATUS_MS: Final = 5_000
+POLICIES: Final = frozenset({"bitrate"})
+"""Models that are judged by what became of sessions."""
 _ENTRIES: Final = 2_000
 _BY: Final = "playhead"
 
@@ -40,24 +46,39 @@ class RolloutRole:
         store: where plans and exposures are.
         leases: of the replica.
         lease: of this role.
-        limits: what a rollout may cost.
+        limits: what a rollout of pages may cost; None: as it is set.
+        session_limits: what one of a bitrate policy may; None: as it is set.
+        policies: models that are judged by what became of sessions.
     """
 
-    def __init__(self, store: Store, leases: Leases, lease: Lease, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        leases: Leases,
+        lease: Lease,
+        limits: Limits | None = None,
+        session_limits: Limits | None = None,
+        policies: frozenset[str] = POLICIES,
+    ) -> None:
         self._store = store
         self._leases = leases
         self._lease = lease
         self._limits = limits
-        self._trials: dict[str, Trial] = {}
+        self._session_limits = session_limits
+        self._policies = policies
+        self._trials: dict[str, Trial | SessionTrial] = {}
         self._looked_ms = store_ms(store)
         self._position = f"{self._looked_ms}-0"  # what was shown before nobody asked
         self._is_entry = False
         self._is_behind = False
         self._told_ms: dict[str, int] = {}
+        self._sessions = SessionLog(store, self._position)
+        self._reads_sessions: bool | None = None  # whether a role before did is not known
         with beginning_anew(board.ROLLOUT_ROLE):
             state = read_state(store, board.ROLLOUT_ROLE)
             if state is not None:
-                self._trials = {model: Trial.from_state(one) for model, one in state["trials"].items()}
+                self._trials = {model: _restored(one) for model, one in state["trials"].items()}
+                self._sessions.position = str(state.get("asked", self._position))
                 self._position = str(state["position"])
                 self._is_entry = bool(state.get("is_entry", False))
 
@@ -74,6 +95,7 @@ class RolloutRole:
         commands: list[list[Any]] = [["UNLINK", key] for trial in ended for key in trial.seen_keys()]
         commands += [["DEL", rollouts.status_key(model)] for model in self._trials if model not in trials]
         self._trials = trials
+        self._follow_sessions(now_ms)
         if not tried:
             self._position, self._is_entry, self._is_behind = f"{now_ms}-0", False, False
             if commands:
@@ -92,15 +114,31 @@ class RolloutRole:
         self._leases.commit(self._lease, [*commands, self._state_command()])
         return self._is_behind
 
-    def _trial(self, plan: RolloutPlan) -> Trial:
+    def _trial(self, plan: RolloutPlan) -> Trial | SessionTrial:
         """The trial of a plan: the one that goes on, or another."""
         known = self._trials.get(plan.model)
-        return known if known is not None and known.is_of(plan) else Trial(plan, self._limits)
+        if known is not None and known.is_of(plan):
+            return known
+        if plan.model not in self._policies:
+            return Trial(plan, self._limits)
+        before = known.usual if isinstance(known, SessionTrial) and known.salt == plan.salt else None
+        return SessionTrial(plan, self._session_limits, before)
+
+    def _follow_sessions(self, now_ms: int) -> None:
+        """Have sessions told for as long as a trial needs them."""
+        reads = any(isinstance(trial, SessionTrial) for trial in self._trials.values())
+        if reads and not self._reads_sessions:
+            self._sessions.begin()
+        elif not reads and self._reads_sessions is not False:
+            self._sessions.end(f"{now_ms}-0")
+        elif not reads:
+            self._sessions.position = f"{now_ms}-0"
+        self._reads_sessions = reads
 
     def _state_command(self) -> list[Any]:
         return state_command(board.ROLLOUT_ROLE, {
             "trials": {model: trial.state() for model, trial in self._trials.items()}, "position": self._position,
-            "is_entry": self._is_entry,
+            "is_entry": self._is_entry, "asked": self._sessions.position,
         })  # fmt: skip
 
     def _drain(self) -> None:
@@ -113,15 +151,30 @@ class RolloutRole:
         while True:
             count, exposures = self._exposures()
             for trial in self._trials.values():
-                trial.take(self._store, exposures)
+                if isinstance(trial, Trial):
+                    trial.take(self._store, exposures)
             if count < _ENTRIES or time.monotonic() >= until_s:
                 break
-        was_behind, self._is_behind = self._is_behind, count == _ENTRIES
+        has_more = self._drain_sessions(until_s)
+        was_behind, self._is_behind = self._is_behind, count == _ENTRIES or has_more
         if self._is_behind and not was_behind:
-            _log.warning("rollouts: more exposures are told than %g s a second are enough to read; at %s now", DRAIN_S,
-                         self._position)  # fmt: skip
+            _log.warning("rollouts: more exposures are told, or sessions, than %g s a second are enough to read; at %s",
+                         DRAIN_S, self._position)  # fmt: skip
         elif was_behind and not self._is_behind:
-            _log.info("rollouts: all exposures are read again")
+            _log.info("rollouts: all exposures and sessions are read again")
+
+    def _drain_sessions(self, until_s: float) -> bool:
+        """Take in sessions that asked, and those that are over, at least once; whether more wait."""
+        trials = [trial for trial in self._trials.values() if isinstance(trial, SessionTrial)]
+        more = bool(trials)
+        while more:
+            asked, over, more = self._sessions.read()
+            for trial in trials:
+                trial.ask(self._store, asked)
+                trial.take(self._store, over)
+            if time.monotonic() >= until_s:
+                break
+        return more
 
     def _plans(self) -> dict[str, RolloutPlan]:
         models: Any = self._store.smembers(rollouts.MODELS)
@@ -187,11 +240,20 @@ def _suspicion(known: health.Health | None, plan: RolloutPlan) -> str:
     return "; ".join(reasons.get(signal, signal) for signal in begun)
 
 
-def _status(plan: RolloutPlan, trial: Trial, decision: Decision, suspicion: str, now_ms: int) -> Mapping[str, Any]:
+def _restored(state: Mapping[str, Any]) -> Trial | SessionTrial:
+    return SessionTrial.from_state(state) if state.get("kind") == SESSION_KIND else Trial.from_state(state)
+
+
+def _status(
+    plan: RolloutPlan, trial: Trial | SessionTrial, decision: Decision, suspicion: str, now_ms: int
+) -> Mapping[str, Any]:
     """What a rollout waits for, for whoever asks."""
     told = {"ts": now_ms, "model": plan.model, "challenger": plan.challenger, "paused": plan.paused}
     evidence = [asdict(one) for one in decision.evidence or trial.judge.evidence()]
-    return {**told, "suspicion": suspicion, **decision.fields(), "share": plan.share, "evidence": evidence}
+    return {
+        **told, "suspicion": suspicion, **decision.fields(), "share": plan.share, "evidence": evidence,
+        "beside": trial.told(),
+    }  # fmt: skip
 
 
 def _place(entry: bytes) -> tuple[int, int]:

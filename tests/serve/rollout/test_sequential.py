@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, hypergeom
 
 from serve.errors import InvalidInput
-from serve.rollout.sequential import DELTAS, CountTest, share_of
+from serve.rollout.sequential import DELTAS, CountTest
 
 DIRECTIONS = st.sampled_from(["more", "fewer", "either"])
 SHARES = st.floats(0.005, 0.995)
@@ -156,12 +156,6 @@ def test_windows_with_nothing_to_compare_say_nothing(window):
     assert (test.log_e, test.e_value, test.challenger) == (0.0, 1.0, 0)
     bounds = test.ratio(0.05)
     assert (bounds.estimate, bounds.low, bounds.high) == (None, 0.0, None)
-
-
-def test_shares_of_requests():
-    assert share_of(0, 0) == 0.0
-    assert share_of(5, 0) == 1.0
-    assert share_of(1, 3) == 0.25
 
 
 @pytest.mark.parametrize("window", [(-1, 0, 0.1), (0, -1, 0.1), (1, 1, 1.1), (1, 1, -0.1), (1, 1, math.nan)])

@@ -58,6 +58,7 @@ class Clock:
                 self.told += 1
                 pipe.xadd(STREAM, {FIELD: orjson.dumps(told)}, id=f"{self.now_ms - 500}-{self.told}")
         pipe.execute()
+        self.leases.tick()
         self.role.step()
         return self.plan()
 
