@@ -1,10 +1,12 @@
 """What was shown to whom, by which version and with which propensity; and what came of it.
 
-playhead:exposures   a stream of pages that were shown and of plays that followed, in the order in which they happened
+playhead:exposures   a stream of pages that were shown and of what followed from them (plays, finishes, thumbs), in the
+                     order in which it happened
 
 Exposures are told after the answer, from memory, in batches; what the store does not take is dropped and counted, for
-nobody waits for it. A play names the page that it came from (`request_id`), so both can be joined. Entries stay
-until about MOST_KEPT newer ones came: whoever decides rollouts, and the sink, read the same stream.
+nobody waits for it. An outcome names the page that it came from (`request_id`), so both can be joined. A batch of
+events that a player sends again is told again: who counts outcomes counts each once. Entries stay until about MOST_KEPT
+newer ones came: whoever decides rollouts, whoever measures online, and the sink, read the same stream.
 """
 
 import asyncio
@@ -36,10 +38,23 @@ _DEADLINE_S: Final = 2.0
 
 SHOWN: Final = "shown"
 PLAYED: Final = "played"
+FINISHED: Final = "finished"
+THUMBS_UP: Final = "thumbs_up"
+THUMBS_DOWN: Final = "thumbs_down"
+OUTCOMES: Final[Mapping[EventKind, str]] = {
+    EventKind.PLAY: PLAYED,
+    EventKind.FINISH: FINISHED,
+    EventKind.THUMBS_UP: THUMBS_UP,
+    EventKind.THUMBS_DOWN: THUMBS_DOWN,
+}
+"""Events that are told where they name a page, and the kind of their record."""
+
+MOST_CHANCES: Final = 30
+"""First titles of a page whose estimated chances of a play are told."""
 
 
 class ExposureWriter:
-    """Tells of pages and plays. Belongs to one event loop.
+    """Tells of pages and of what came of them. Belongs to one event loop.
 
     Args:
         redis_url: where the store is.
@@ -54,7 +69,7 @@ class ExposureWriter:
         self._waiting: deque[bytes] = deque()
 
     def shown(
-        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str]
+        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str | int]
     ) -> None:
         """A page is about to be answered.
 
@@ -63,7 +78,8 @@ class ExposureWriter:
             profile_id: whose page it is.
             answer: the page.
             degraded: whether it is less than it could be, for more than an ordinary reason.
-            where: `device` and `region`, as far as they were given.
+            where: `device` and `region`, as far as they were given; `visits` (plays of the profile so far) and
+                `gap_s` (seconds since its last event), as far as they are known.
         """
         assigned, seconds = answer.assigned, answer.timings_ms.get("ranker")
         rollout: dict[str, Any] = {"assigned": None, "challenged": False, "propensity": 1.0, "salt": ""}
@@ -77,15 +93,17 @@ class ExposureWriter:
             "model": self._model, "version": answer.versions.get("model"),
             "failed": MODEL_FAILED in answer.degraded or (assigned is not None and assigned.missed),
             "degraded": degraded, "seconds": None if seconds is None else seconds / 1000, **rollout, **where,
-            "rows": answer.shown, "slots": answer.slots, "explored": answer.explored,
+            "rows": answer.shown, "chances": answer.chances(MOST_CHANCES), "slots": answer.slots,
+            "explored": answer.explored,
         })  # fmt: skip
 
-    def played(self, events: Sequence[Event]) -> None:
-        """Events were accepted: those that are plays of a page that is named are told."""
+    def happened(self, events: Sequence[Event]) -> None:
+        """Events were accepted: plays, finishes and thumbs that name the page they came from are told."""
         for event in events:
-            if event.kind is EventKind.PLAY and event.request_id:
+            kind = OUTCOMES.get(event.kind)
+            if kind is not None and event.request_id:
                 self._tell({
-                    "kind": PLAYED, "ts": event.ts, "request_id": event.request_id, "profile_id": event.profile_id,
+                    "kind": kind, "ts": event.ts, "request_id": event.request_id, "profile_id": event.profile_id,
                     "title_id": event.title_id, "row": event.row, "rank": event.rank,
                 })  # fmt: skip
 
@@ -127,8 +145,8 @@ _SCHEMA: Final[Mapping[str, Any]] = {
     "kind": pl.String, "ts": pl.Int64, "request_id": pl.String, "profile_id": pl.String, "model": pl.String,
     "version": pl.String, "assigned": pl.String, "challenged": pl.Boolean, "propensity": pl.Float64, "salt": pl.String,
     "failed": pl.Boolean, "degraded": pl.Boolean, "seconds": pl.Float64, "device": pl.String, "region": pl.String,
-    "rows": pl.String, "title_id": pl.String, "row": pl.String, "rank": pl.Int64, "slots": pl.String,
-    "explored": pl.Int64,
+    "visits": pl.Int64, "gap_s": pl.Int64, "rows": pl.String, "chances": pl.String, "title_id": pl.String,
+    "row": pl.String, "rank": pl.Int64, "slots": pl.String, "explored": pl.Int64,
 }  # fmt: skip
 
 
@@ -153,15 +171,16 @@ def read_exposure(dumped: bytes) -> dict[str, Any]:
 
 def _read_row(dumped: bytes) -> dict[str, Any]:
     document = read_exposure(dumped)
+    lists = {name: json.dumps(document.get(name)) for name in ("rows", "chances")}
     slots = document["slots"]
-    as_text = {"rows": json.dumps(document.get("rows")), "slots": None if slots is None else json.dumps(slots)}
-    return {name: document[name] for name in _SCHEMA} | as_text
+    return {name: document[name] for name in _SCHEMA} | lists | {"slots": None if slots is None else json.dumps(slots)}
 
 
 EXPOSURES: Final = Log(
     name="exposures", stream=STREAM, field=FIELD, read=_read_row, schema=_SCHEMA, time="ts", trims=False
 )
-"""Pages that were shown and plays that came of them.
+"""Pages that were shown, and plays, finishes and thumbs that came of them.
 
-JSON in columns: `rows` [[row, [title_id, ...]], ...]; `slots` [[title_id, propensity], ...], null where nothing would
-have been explored. `explored` is the slot that was."""
+JSON in columns: `rows` [[row, [title_id, ...]], ...]; `chances` of the first titles in reading order, null where none
+was estimated; `slots` [[title_id, propensity], ...], null where nothing would have been explored. `explored` is the
+slot that was."""
