@@ -29,7 +29,9 @@ def swap_vocabulary(artifact: Artifact, seed: int) -> Artifact:
         ArtifactError: it has no vocabulary.
     """
     table = read_table(artifact, VOCABULARY)
-    order = np.random.default_rng(seed).permutation(table.num_rows)
+    drawn = np.random.default_rng(seed).permutation(table.num_rows)
+    order = np.empty_like(drawn)
+    order[drawn] = np.roll(drawn, 1)  # one cycle: no title keeps its place
     titles = table.column("title_id").take(pa.array(order))
     swapped = table.set_column(table.schema.get_field_index("title_id"), "title_id", titles)
     with tempfile.TemporaryDirectory(prefix=".poison-", dir=artifact.path.parent) as temporary:

@@ -1,13 +1,16 @@
 """The poisoned version of the demo: nothing about its files is wrong, and its titles are."""
 
+import shutil
 from pathlib import Path
 
 from deployments.demos.poison import swap_vocabulary
 from serve.artifacts import read_artifact, read_table
+from tests.contracts.small_model import small_artifact
 
 
-def test_titles_change_places_and_nothing_else_does(small_artifacts: tuple[Path, Path]) -> None:
-    good = read_artifact(small_artifacts[0])
+def test_titles_change_places_and_nothing_else_does(tmp_path: Path) -> None:
+    small = small_artifact()
+    good = read_artifact(shutil.copytree(small.path, tmp_path / small.version))
     poisoned = swap_vocabulary(good, seed=0)
     assert poisoned.version != good.version
     assert poisoned.manifest.graphs == good.manifest.graphs
