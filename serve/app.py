@@ -52,6 +52,7 @@ from serve.ranking import RankerSettings
 from serve.rollout.asked import AskedWriter
 from serve.rollout.exposures import FLUSH_S, ExposureWriter
 from serve.rollout.fleet import Fleet
+from serve.rollout.watch import PlanWatch
 from serve.schemas import Answer, HomeQuery
 from serve.steering.pathways import read_pathways
 from serve.steering.sharing import SharedPlan
@@ -115,8 +116,10 @@ async def open_gateway(
     live = _live_ranker(arguments, metrics)
     await live.start()
     reader, writer, lookups = OnlineFeatures(settings), EventWriter(settings), FeatureLookups(settings)
-    telemetry, exposures = TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics)
-    asked = AskedWriter(settings.redis_url, metrics)
+    telemetry, exposures, asked = (
+        TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics),
+        AskedWriter(settings.redis_url, metrics),
+    )  # fmt: skip
     ranking = await serve_recommend(arguments, live, metrics, vitals)
     policies, estimates = serve_bitrate(arguments, metrics), serve_quality(arguments, metrics)
     stages = Stages(
@@ -137,13 +140,18 @@ async def open_gateway(
     beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
     beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
-    beside += [lambda: every(LOOK_S, vitals_writer.look), lambda: every(FLUSH_S, exposures.flush)]
-    beside += [lambda: every(FLUSH_S, asked.flush)]
+    beside += [
+        lambda: every(LOOK_S, vitals_writer.look), lambda: every(FLUSH_S, exposures.flush),
+        lambda: every(FLUSH_S, asked.flush),
+    ]  # fmt: skip
+    closed: list[Closable] = [live, reader, writer, lookups, telemetry, exposures, asked]
+    closed += [told_outages, told_health, vitals_writer]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
     followers.append(estimates.follower)
     if ranker is not None:
-        pages = RemoteRanker(RemoteStage("ranker", ranker, arguments.stage_deadline_ms), arguments.model)
+        pages, watch = await _remote_pages(arguments, ranker, metrics)
+        closed.append(watch)
         stages = replace(
             stages,
             features=RemoteFeatures(RemoteStage("features", features, arguments.stage_deadline_ms)),
@@ -152,7 +160,9 @@ async def open_gateway(
             prepare=None,
         )
         told.append(lambda: pages.states)
-        beside.append(lambda: every(_STATES_S, pages.ask_states))
+        beside += [
+            lambda: every(_STATES_S, pages.ask_states), lambda: every(arguments.champion_poll_s, watch.look)
+        ]  # fmt: skip
     if planner is not None:
         plans = RemotePlanner(RemoteStage("planner", planner, arguments.stage_deadline_ms), arguments.bitrate_model)
         stages = replace(stages, planner=plans)
@@ -164,19 +174,7 @@ async def open_gateway(
         beside.append(follower.run)
     followed = {follower.plan.model: follower for follower in followers}
     rollouts = RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None)
-    closed: list[Closable] = [
-        live,
-        reader,
-        writer,
-        lookups,
-        telemetry,
-        exposures,
-        told_outages,
-        told_health,
-        vitals_writer,
-        rollouts,
-        asked,
-    ]
+    closed.append(rollouts)
     closed += [*followers, steered] if steered else followers
 
     @asynccontextmanager
@@ -330,6 +328,14 @@ def _fresh_within_s(arguments: Arguments) -> dict[str, float]:
         "catalogue": max(120.0, 4 * arguments.catalogue_poll_s),
         "outages": STALE_MS / 1000,
     }
+
+
+async def _remote_pages(arguments: Arguments, ranker: Any, metrics: Metrics) -> tuple[RemoteRanker, PlanWatch]:
+    """The ranking stage behind its handle, and what tells whose page a page is."""
+    watch = PlanWatch(arguments.model, arguments.settings().redis_url, metrics)
+    await watch.look()
+    stage = RemoteStage("ranker", ranker, arguments.stage_deadline_ms)
+    return RemoteRanker(stage, arguments.model, watch.assigned), watch
 
 
 def _live_ranker(arguments: Arguments, metrics: Metrics) -> LiveRanker:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from serve.bitrate.decisions import Decider
 from serve.bitrate.schemas import BitrateBatch
@@ -111,12 +112,13 @@ def create(
     async def on_no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.url.path
-        allowed = (error.headers or {}).get("Allow", "")
+        headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = headers["Allow"] = ", ".join(_methods(app, request))
             told: PlayheadError = no_such_method(request.method, path, allowed)
         else:
             told = no_such_path(path, [*app.openapi()["paths"], "/docs"])
-        return problem_response(told, context_of(request).request_id, error.headers)
+        return problem_response(told, context_of(request).request_id, headers)
 
     async def on_failure(request: Request, _: Exception) -> Response:
         return internal_response(context_of(request).request_id)
@@ -133,6 +135,15 @@ def create(
     }
     log = RequestLog(request_log)
     return Entrance(app, direct=direct, settings=entrance, metrics=metrics, vitals=vitals, log=log)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """Methods that a path has, in order: several routes may share it, each with its own."""
+    found: set[str] = set()
+    for route in app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 def _openapi(app: FastAPI, *, bearer: bool) -> dict[str, Any]:

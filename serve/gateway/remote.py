@@ -17,7 +17,7 @@ from serve.bitrate.sessions import Session, observe
 from serve.errors import PlayheadError
 from serve.gateway.stages import ModelState, StageUnreachable
 from serve.logs import get
-from serve.schemas import Answer, HomeQuery
+from serve.schemas import Answer, Assigned, HomeQuery
 
 _STORE_SHARE: Final = 0.8
 """Share of a remote read's deadline that the store has; the rest is for the hop."""
@@ -171,7 +171,24 @@ class RemoteModel:
 
 
 class RemoteRanker(RemoteModel):
-    """Makes pages through the Ranker deployment."""
+    """Makes pages through the Ranker deployment.
+
+    Args:
+        stage: the deployment.
+        model: name of the model.
+        assigned: who should make a profile's page, by the plan: so that whose page it was is known also where the
+            deployment gives none.
+    """
+
+    def __init__(
+        self, stage: RemoteStage, model: str, assigned: Callable[[str], Assigned | None] = lambda _: None
+    ) -> None:
+        super().__init__(stage, model)
+        self._assigned = assigned
+
+    def assigned(self, profile_id: str) -> Assigned | None:
+        """Who should make a profile's page now; None where no rollout goes on."""
+        return self._assigned(profile_id)
 
     async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
         """A home page.

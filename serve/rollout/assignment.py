@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import Final
 
 from serve.rollout.plans import RolloutPlan
+from serve.schemas import Assigned
 
 _SPACE: Final = float(1 << 64)
 
@@ -36,6 +37,21 @@ def assign(plan: RolloutPlan, unit: str) -> Assignment:
         return ALL
     challenged = place(plan.salt, unit) < plan.share
     return Assignment(challenged, plan.share if challenged else 1 - plan.share)
+
+
+def told_as(plan: RolloutPlan, assignment: Assignment, *, missed: bool) -> Assigned:
+    """An assignment as answers and exposures tell it.
+
+    Args:
+        plan: of a rollout.
+        assignment: by it.
+        missed: whether the version made nothing.
+    """
+    version = plan.challenger if assignment.challenged else plan.champion
+    return Assigned(
+        version=version or "", challenged=assignment.challenged, propensity=assignment.propensity, salt=plan.salt,
+        missed=missed,
+    )  # fmt: skip
 
 
 def place(salt: str, unit: str) -> float:

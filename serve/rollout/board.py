@@ -12,9 +12,11 @@ knows one puts it back: a store that was lost is told what went on.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import hiredis
 import orjson
 
 from features.layout import command
+from features.link import StoreLink
 from serve.rollout.plans import RolloutPlan
 
 LOG: Final = "playhead:rollout:log"
@@ -78,6 +80,25 @@ def load_plan(dumped: bytes) -> RolloutPlan:
         ValueError: it is something else.
     """
     return RolloutPlan.from_json(orjson.loads(dumped))
+
+
+async def read_plan(link: StoreLink, model: str, deadline_s: float) -> RolloutPlan | None:
+    """The plan in the store; None where there is none.
+
+    Args:
+        link: to the store.
+        model: whose.
+        deadline_s: longest wait, seconds.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        hiredis.ReplyError: it refuses.
+        ValueError: what is there is no plan.
+    """
+    (dumped,) = await link.call(command("GET", plan_key(model)), deadline_s=deadline_s)
+    if isinstance(dumped, hiredis.ReplyError):
+        raise dumped
+    return None if dumped is None else load_plan(dumped)
 
 
 def load_changes(entries: Sequence[Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ import hiredis
 import orjson
 
 from features.errors import StoreUnavailable
-from features.layout import command
 from features.link import StoreLink
 from serve.artifacts import CHAMPION, Mark, mark_of, read_champion, replace_file
 from serve.background import every
@@ -157,10 +156,7 @@ class Follower:
     async def _read(self) -> tuple[bool, RolloutPlan | None]:
         """Whether the store answered, and its plan; None where it has none."""
         try:
-            (dumped,) = await self._link.call(command("GET", board.plan_key(self._model)), deadline_s=_DEADLINE_S)
-            if isinstance(dumped, hiredis.ReplyError):
-                raise dumped
-            return True, None if dumped is None else board.load_plan(dumped)
+            return True, await board.read_plan(self._link, self._model, _DEADLINE_S)
         except (StoreUnavailable, hiredis.ReplyError) as error:
             self._metrics.stage_failure("rollout", type(error).__name__)
         except ValueError as error:

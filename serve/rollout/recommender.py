@@ -10,9 +10,8 @@ from typing import Final
 from features.profiles import ProfileFeatures
 from serve.logs import get
 from serve.ranking import Ranker
-from serve.rollout.assignment import Assignment, place
+from serve.rollout.assignment import place, told_as
 from serve.rollout.fleet import Fleet
-from serve.rollout.plans import RolloutPlan
 from serve.schemas import MODEL_FAILED, Answer, Assigned, HomeQuery
 
 SHADOW_SHARE: Final = 0.1
@@ -65,14 +64,14 @@ class FleetRanker:
         if lineup.plan.challenger is None:
             return answer
         missed = assignment.challenged and ranker is lineup.champion
-        return replace(answer, assigned=_assigned(lineup.plan, assignment, missed=missed))
+        return replace(answer, assigned=told_as(lineup.plan, assignment, missed=missed))
 
     def assigned(self, profile_id: str) -> Assigned | None:
         """Who should make a profile's page now; None where no rollout goes on."""
         lineup = self._fleet.lineup
         if lineup.plan.challenger is None:
             return None
-        return _assigned(lineup.plan, lineup.of(profile_id)[1], missed=False)
+        return told_as(lineup.plan, lineup.of(profile_id)[1], missed=False)
 
     async def _tried(self, challenger: Ranker, profile: ProfileFeatures, query: HomeQuery) -> Answer | None:
         """The challenger's page; None where it made none in time."""
@@ -114,17 +113,6 @@ class FleetRanker:
             return
         if shadow.version is not None:
             self._compared(shadow.version, made, overlap(shown, made))
-
-
-def _assigned(plan: RolloutPlan, assignment: Assignment, *, missed: bool) -> Assigned:
-    version = plan.challenger if assignment.challenged else plan.champion
-    return Assigned(
-        version=version or "",
-        challenged=assignment.challenged,
-        propensity=assignment.propensity,
-        salt=plan.salt,
-        missed=missed,
-    )
 
 
 def overlap(shown: Answer, made: Answer) -> float:

@@ -16,12 +16,17 @@ import pytest
 import redis
 from pydantic import ValidationError
 
+from features.profiles import ProfileFeatures
 from serve.arguments import Arguments
 from serve.bitrate.observations import Observations
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.pages import MAIN_ROW
+from serve.rollout import board
+from serve.rollout.assignment import assign
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
-from serve.schemas import HomePage
+from serve.rollout.plans import RolloutPlan
+from serve.schemas import HomePage, HomeQuery
+from serve.vitals import ModelVitals
 from tests.conftest import free_port
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import arguments, install_model, opened  # noqa: F401 - a fixture
@@ -246,3 +251,47 @@ def test_on_a_real_ray_a_dead_ranker_costs_the_ranking_and_not_the_answer(argume
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         process.stdout.close()
+
+
+class HungRanker:
+    """A stage with versions, none of which answers."""
+
+    async def home(self, profile: ProfileFeatures, query: HomeQuery) -> None:
+        await asyncio.sleep(30)
+
+    async def model_states(self) -> tuple[()]:
+        return ()
+
+
+async def test_a_ranking_stage_that_hangs_is_charged_to_whose_page_it_was(
+    split: tuple[Arguments, Any, Any, Any], store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = "a" * 12, "b" * 12
+    plan = RolloutPlan(model="recommend", champion=first).begun(second, 0.5, 1)
+    store.execute_command("EVAL", *board.change_arguments(plan, {"action": "test"}))
+    charged: Counter[str] = Counter()
+    monkeypatch.setattr(
+        ModelVitals, "decided", lambda _, version, total=1, failed=0, seconds=None: charged.update({version: failed})
+    )
+    asked = split[0].model_copy(update={"stage_deadline_ms": 30.0})
+    hung = ray_serve.run(ray_serve.deployment(HungRanker).bind(), name="HungRanker", _local_testing_mode=True)
+    names = [f"p{number}" for number in range(16)]
+    arms = {name: assign(plan, name).challenged for name in names}
+    async with opened(asked, split[1], hung, split[3]) as client:
+        pages = [await page_of(client, name) for name in names]
+        assert all({"ranker_timeout", "ranker_unreachable"} & set(page.degraded) for page in pages)
+        async with asyncio.timeout(10):
+            while store.xlen(STREAM) < len(names):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert charged == {second: sum(arms.values()), first: len(arms) - sum(arms.values())}
+        told: Any = store.xrange(STREAM)
+        shown = [read_exposure(fields[FIELD]) for _, fields in told]
+        assert {one["profile_id"]: one["challenged"] for one in shown} == arms
+        assert all(one["failed"] and one["salt"] == plan.salt for one in shown)
+        store.execute_command("EVAL", *board.change_arguments(plan.rolled_back(2), {"action": "test"}))
+        async with asyncio.timeout(10):
+            while True:
+                charged.clear()
+                await page_of(client, next(name for name in names if arms[name]))
+                if not charged[second]:
+                    break

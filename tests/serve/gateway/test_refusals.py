@@ -318,6 +318,13 @@ async def test_too_large_is_refused_without_reading_the_rest(client: httpx.Async
             problem("method", "'GET'", "POST for /v1/events", "Send POST instead."),
             {"allow": "POST"},
         ),
+        (
+            "POST",
+            "/v1/quality/0123456789abcdef",
+            405,
+            problem("method", "'POST'", "DELETE, GET for /v1/quality/0123456789abcdef", "Send DELETE, GET instead."),
+            {"allow": "DELETE, GET"},
+        ),
         ("GET", "/v1/hoome", 404, problem("path", "'/v1/hoome'", "", "Did you mean /v1/home?"), {}),
         ("GET", "/v1/home/", 404, problem("path", "'/v1/home/'", "", "Did you mean /v1/home?"), {}),
         ("GET", "/%ff", 404, problem("path", "'/\ufffd'", "", "See /docs for what there is."), {}),
