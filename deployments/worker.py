@@ -76,7 +76,7 @@ def learn(settings: Settings, stop: threading.Event) -> None:
     from deployments.learning.policy import LearningPolicy  # noqa: PLC0415
     from serve.watchtower.leases import replica_name  # noqa: PLC0415
 
-    Learner(settings, replica_name(), LearningPolicy.from_env(), start_update, drifting_since).run(stop)
+    Learner(settings, replica_name(), LearningPolicy.from_env(), start_update, lambda _s, _m: None).run(stop)
 
 
 PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {

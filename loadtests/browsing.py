@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from serve.clock import now_ms
 from serve.errors import InvalidInput
 
-MOST_IN_FLIGHT: Final = 64
+MOST_IN_FLIGHT: Final = 256
 
 _EXAMINED: Final = 0.88
 """A viewer who has looked at a title without liking it looks at the next with this probability (cascade model, Craswell

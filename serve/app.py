@@ -137,13 +137,12 @@ async def open_gateway(
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
     quality = _quality(arguments, estimates.stage)
-    beside = [live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush)]
-    beside += [lambda: every(POLL_S, told_outages.look), lambda: every(POLL_S, told_health.look)]
-    beside += [lambda: every(POLL_S, steered.look)] if steered else []
-    beside += [
-        lambda: every(LOOK_S, vitals_writer.look), lambda: every(FLUSH_S, exposures.flush),
-        lambda: every(FLUSH_S, asked.flush),
+    beside = [
+        live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush), lambda: every(POLL_S, told_outages.look),
+        lambda: every(POLL_S, told_health.look), lambda: every(LOOK_S, vitals_writer.look),
+        lambda: every(FLUSH_S, exposures.flush), lambda: every(FLUSH_S, asked.flush),
     ]  # fmt: skip
+    beside += [lambda: every(POLL_S, steered.look)] if steered else []
     closed: list[Closable] = [live, reader, writer, lookups, telemetry, exposures, asked]
     closed += [told_outages, told_health, vitals_writer]
     told: list[Callable[[], Sequence[ModelState]]] = []

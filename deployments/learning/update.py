@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import polars as pl
-from training.checks import check_data, load_profile, require, store_profile
 from training.gates import gate
-from training.snapshots import take_snapshot
 
 from deployments.jobs import run_candidate
+from deployments.learning.learner import MODELS
 from deployments.learning.policy import LearningPolicy, Trigger
 from deployments.progress import Moment, Notice, Reporter
 from features.errors import FeaturesError
@@ -35,7 +34,10 @@ from serve.rollout.board import change_arguments, load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
 from serve.rollout.verdicts import GateVerdict, verdict_arguments
 from serve.watchtower.board import Store, connect
+from training.checks import check_data, require
 from training.datasets import Dataset, open_dataset
+from training.profiles import read_profile, write_profile
+from training.snapshots import take_snapshot
 
 DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
 """Name of the data set that snapshots add the live events to."""
@@ -43,6 +45,7 @@ DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
 KEPT: Final = 3
 """Snapshots of a model's updates that are kept, the newest."""
 
+_BASE: Final = "ml-100k"
 _BY: Final = "learner"
 _log = logging.getLogger(__name__)
 
@@ -104,7 +107,7 @@ class Update:
                 told.text.append(f"{dataset.rows['events']:,} events, {starts:,} new plays after the cut")
                 told.evidence.update(dataset=dataset.name, snapshot=dataset.snapshot, cut_ms=cut_ms, starts=starts)
             with self._step("checks") as told:
-                report = check_data(dataset, load_profile(self._settings, self._model))
+                report = check_data(dataset, read_profile(self._settings, self._model))
                 told.evidence.update(report.as_json())
                 require(report)
                 told.text.append("nothing wrong")
@@ -112,7 +115,7 @@ class Update:
                 candidate = run_candidate(
                     self._model, self._settings, self._reporter, dataset=dataset, warm=True, until_ms=cut_ms
                 )
-                store_profile(self._settings, self._model, report.profile)
+                write_profile(self._settings, self._model, report.profile)
                 told.text.append(f"{candidate.version} from {champion.version}")
                 told.evidence.update(version=candidate.version, metrics=dict(candidate.manifest.metrics))
             with self._step("gate") as told:
@@ -168,7 +171,7 @@ class Update:
             model=self._model, version=candidate.version, against=champion.version, passed=verdict.passed, ts=now_ms(),
             failed=failed,
         )  # fmt: skip
-        self._store.execute_command(*verdict_arguments(said))
+        self._store.execute_command(*verdict_arguments(said))  # type: ignore[no-untyped-call]
         if not verdict.passed:
             raise InvalidInput(
                 field=f"{self._model} {candidate.version}", got=f"failed: {', '.join(failed)}",
@@ -228,7 +231,7 @@ class Update:
         )  # fmt: skip
 
     def _tell(self, step: Step) -> None:
-        self._store.execute_command(*step_arguments(step))
+        self._store.execute_command(*step_arguments(step))  # type: ignore[no-untyped-call]
         self._reporter.tell(Notice(phase=step.name, moment=Moment.NOTE, text=f"{step.moment} {step.text}"))
         _log.info("%s %s: %s %s %s", step.model, step.update, step.name, step.moment, step.text)
 
@@ -252,6 +255,33 @@ class _LogReporter:
             _log.info("%s %s %s", notice.phase, notice.moment.value, notice.text)
 
 
+def update_now(model: str, base: str, reporter: Reporter) -> Artifact:
+    """Update a model because an operator asks for it.
+
+    Args:
+        model: which.
+        base: data set that the live events are added to; empty: as the environment says, else ml-100k.
+        reporter: told of the progress.
+
+    Raises:
+        InvalidInput: the model does not learn from watch events.
+        PlayheadError: a step failed.
+        FeaturesError: likewise.
+    """
+    if model not in MODELS:
+        raise InvalidInput(
+            field="model", got=model, expected=f"one of {', '.join(MODELS)}, which learn from watch events",
+            next_step=f"Train it on its own material: playhead train {model}.",
+        )  # fmt: skip
+    settings = Settings.from_env()
+    trigger = Trigger(cause="operator", reason="asked for")
+    update = Update(
+        settings, connect(settings), LearningPolicy.from_env(), model, f"{now_ms()}", trigger,
+        base=base or os.environ.get(DATASET_VARIABLE, _BASE), reporter=reporter,
+    )  # fmt: skip
+    return update.run()
+
+
 def main() -> int:
     """Do the update that the first argument asks for."""
     configure()
@@ -261,7 +291,7 @@ def main() -> int:
     settings = Settings.from_env()
     update = Update(
         settings, connect(settings), LearningPolicy.from_env(), asked["model"], asked["update"],
-        Trigger(**asked["trigger"]), base=os.environ.get(DATASET_VARIABLE, "ml-100k"), reporter=_LogReporter(),
+        Trigger(**asked["trigger"]), base=os.environ.get(DATASET_VARIABLE, _BASE), reporter=_LogReporter(),
     )  # fmt: skip
     try:
         update.run()
