@@ -1,4 +1,4 @@
-"""One small Ray for all tests of training that need one, started when the first asks for it."""
+"""One small Ray, one embedded registry and three versions, made once for all tests that need them."""
 
 import json
 import shutil
@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 
 from deployments.rays import own_place
+from serve.artifacts import Artifact
+from tests.contracts.small_model import small_artifact
+from tests.training.versions import settings_of, variant
 from training.jobs import connected
+from training.registry import Registry
 
 HOLDER = """
 import json, sys
@@ -26,6 +29,8 @@ with connected(RayPlace(**json.loads(sys.argv[1])), "holder"):
 
 @pytest.fixture(scope="session")
 def small_ray():
+    import ray  # noqa: PLC0415 - costs seconds, and few need it
+
     folder = Path(tempfile.mkdtemp(prefix="ph-test-", dir="/tmp"))
     place = own_place(folder)
     fields = {name: getattr(place, name) for name in place.__dataclass_fields__}
@@ -46,3 +51,14 @@ def small_ray():
         holder.stdin.close()
         holder.wait(60)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry.of(settings_of(tmp_path_factory.mktemp("home")), {})
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    folder = tmp_path_factory.mktemp("versions")
+    return [variant(small_artifact(), folder, mark) for mark in range(3)]
