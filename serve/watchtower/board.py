@@ -90,6 +90,7 @@ def slice_roles() -> list[str]:
 OUTAGE_ROLE: Final = "outages"
 VITALS_ROLE: Final = "vitals"
 ROLLOUT_ROLE: Final = "rollouts"
+ONLINE_ROLE: Final = "online"
 WEBHOOK_ROLE: Final = "webhook"
 
 

@@ -17,6 +17,7 @@ from serve.watchtower import board
 from serve.watchtower.board import connect
 from serve.watchtower.leases import Lease, LeaseLost, Leases
 from serve.watchtower.roles import Role
+from serve.watchtower.roles.online import OnlineRole
 from serve.watchtower.roles.outages import OutagesRole
 from serve.watchtower.roles.rollouts import RolloutRole
 from serve.watchtower.roles.sessions import SessionsRole
@@ -43,7 +44,8 @@ class WatchtowerReplica:
 
     def __init__(self, settings: Settings, name: str, limits: Limits | None = None) -> None:
         store = self._store = connect(settings)
-        roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, board.ROLLOUT_ROLE, *board.slice_roles(), *board.session_roles()]
+        roles = [board.OUTAGE_ROLE, board.VITALS_ROLE, board.ROLLOUT_ROLE, board.ONLINE_ROLE]
+        roles += [*board.slice_roles(), *board.session_roles()]
         leases = self.leases = Leases(store, name, roles)
         self._kinds: dict[str, _Factory] = {
             "sessions": lambda lease, number: SessionsRole(store, leases, lease, int(number)),
@@ -51,6 +53,7 @@ class WatchtowerReplica:
             board.OUTAGE_ROLE: lambda lease, _: OutagesRole(store, leases, lease, settings),
             board.VITALS_ROLE: lambda lease, _: VitalsRole(store, leases, lease),
             board.ROLLOUT_ROLE: lambda lease, _: RolloutRole(store, leases, lease, limits),
+            board.ONLINE_ROLE: lambda lease, _: OnlineRole(store, leases, lease, settings),
         }
         self._roles: dict[Lease, Role] = {}
 

@@ -37,6 +37,7 @@ def export_recommend(
     report: Mapping[str, Any],
     data_snapshot: str,
     seed: int,
+    reference: Mapping[str, pa.Table] | None = None,
 ) -> Artifact:
     """Write `destination/<version>`.
 
@@ -49,6 +50,7 @@ def export_recommend(
         report: how the fits went.
         data_snapshot: names the training data.
         seed: the seed of the run.
+        reference: tables that live traffic is held against (training.recommend.reference); None: nothing is.
 
     Raises:
         ArtifactError: a graph can't be exported, or an engine's answers are not torch's.
@@ -57,7 +59,7 @@ def export_recommend(
         destination,
         name=NAME,
         graphs=export_graphs(retrieval, ranker),
-        tables={"vocabulary": vocabulary_table(vocabulary)},
+        tables={"vocabulary": vocabulary_table(vocabulary), **(reference or {})},
         parameters={
             "length": retrieval.length,
             "candidates": ranker.config.candidates,

@@ -23,6 +23,7 @@ from training.recommend.model import Retrieval
 from training.recommend.objectives import CUTOFF, Examples, fit_ranker, next_title_gains
 from training.recommend.progress import ProgressReport, silent
 from training.recommend.ranker import Ranker
+from training.recommend.reference import reference_of
 from training.recommend.split import Split
 from training.recommend.train import FitSettings, fit
 from training.recommend.trend import choose_weight, rank_with_trend
@@ -181,13 +182,15 @@ def train_recommend(
         ArtifactError: the export failed.
     """
     dataset = open_dataset(dataset_dir)
+    events, titles = dataset.frame("events"), dataset.titles()
     trained = train(
-        dataset.frame("events"), dataset.titles(), profiles=dataset.frame("profiles"), seed=seed, settings=settings,
+        events, titles, profiles=dataset.frame("profiles"), seed=seed, settings=settings,
         progress=progress, checkpoint=checkpoint,
     )  # fmt: skip
     artifact = export_recommend(
         destination, trained.retrieval, trained.ranker, trained.vocabulary, metrics=trained.metrics,
         report=trained.report, data_snapshot=dataset.snapshot, seed=seed,
+        reference=reference_of(events, titles),
     )  # fmt: skip
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
