@@ -9,6 +9,7 @@ from deployments.commands import (
     demo,
     diagnosis,
     evaluation,
+    gate,
     home,
     load,
     localise,
@@ -44,6 +45,7 @@ app.command("localise")(localise.localise)
 app.add_typer(rollouts.app, name="rollout")
 app.command("sessions")(sessions.sessions)
 app.command("models")(models.models)
+app.command("gate")(gate.gate)
 app.command("compile")(compilation.compile_)
 app.add_typer(quality.app, name="quality")
 app.add_typer(demo.app, name="demo")

@@ -22,7 +22,7 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions", "rollout"),
+        *("demo", "load", "home", "sessions", "rollout", "gate"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
@@ -65,6 +65,7 @@ OPTIONS = {
     ("eval", "rollout"): {"--seed", "--runs", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
+    ("gate",): {"--against", "--data", "--json"},
     ("models",): {"--json"},
     ("compile",): {"--target", "--version", "--arch", "--again", "--json"},
     ("load",): {"--rps", "--seconds", "--seed", "--url", "--allow-remote", "--html", "--json"},
