@@ -9,6 +9,7 @@ from deployments.commands import (
     demo,
     diagnosis,
     evaluation,
+    gate,
     home,
     learning,
     load,
@@ -46,6 +47,7 @@ app.add_typer(rollouts.app, name="rollout")
 app.add_typer(learning.app, name="learn")
 app.command("sessions")(sessions.sessions)
 app.add_typer(models.app, name="models")
+app.command("gate")(gate.gate)
 app.command("compile")(compilation.compile_)
 app.add_typer(quality.app, name="quality")
 app.add_typer(demo.app, name="demo")

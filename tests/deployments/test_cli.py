@@ -22,7 +22,7 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions", "rollout", "learn"),
+        *("demo", "load", "home", "sessions", "rollout", "learn", "gate"),
     },
     ("data",): {"prepare", "import", "snapshot", "check"},
     ("train",): {"recommend", "bitrate", "quality"},
@@ -72,6 +72,7 @@ OPTIONS = {
     ("eval", "rollout"): {"--seed", "--runs", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
+    ("gate",): {"--against", "--data", "--json"},
     ("models",): {"--url", "--json"},
     ("models", "diff"): {"--json"},
     ("compile",): {"--target", "--version", "--arch", "--again", "--json"},
