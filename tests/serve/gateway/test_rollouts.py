@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,6 +20,9 @@ from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
 from serve.ranking import Ranker
+from serve.rollout.asked import FIELD as ASKED_FIELD
+from serve.rollout.asked import STREAM as ASKED
+from serve.rollout.asked import read_asked
 from serve.rollout.assignment import assign
 from serve.rollout.board import load_plan, plan_key, status_key
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
@@ -168,7 +172,9 @@ async def test_a_shadow_works_beside_the_answers(
         await eventually(gone)
 
 
-async def test_bitrate_sessions_are_assigned_one_by_one(arguments: Arguments, open_client: OpenClient) -> None:
+async def test_bitrate_sessions_are_assigned_one_by_one_and_told(
+    arguments: Arguments, open_client: OpenClient, store: redis.Redis
+) -> None:
     assert arguments.home is not None
     first, second = small_policy(), small_policy(seed=1)
     install_model(arguments.home, first, "bitrate")
@@ -193,6 +199,21 @@ async def test_bitrate_sessions_are_assigned_one_by_one(arguments: Arguments, op
         assert nameless["version"] == first.name
         models = (await client.get("/v1/models")).json()["models"]
         assert [one["role"] for one in models if one["name"] == "bitrate"] == ["champion", "challenger"]
+        cmcd = "CMCD=" + quote('bl=9000,br=950,cid="title",d=2000,mtp=2100,ot=v,sid="a-player",tb=3000')
+        assert (await client.get(f"/v1/bitrate/cmsd?{cmcd}")).status_code == 200
+        plan = load_plan(store.get(plan_key("bitrate")))  # type: ignore[arg-type]
+
+        def told() -> list[str]:
+            found: Any = store.xrange(ASKED)
+            entries = [read_asked(fields[ASKED_FIELD]) for _, fields in found]
+            assert {(one.salt, one.share) for one in entries} <= {(plan.salt, 0.5)}
+            return [session for one in entries for session in one.sessions]
+
+        async def all_told() -> bool:
+            return "a-player" in told()
+
+        await eventually(all_told)
+        assert sorted(told()) == sorted([*NAMES, "a-player"]), "each once"
 
 
 @pytest.mark.parametrize(
