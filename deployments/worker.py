@@ -75,9 +75,10 @@ def learn(settings: Settings, stop: threading.Event) -> None:
     """Update models by themselves, when an update is due."""
     from deployments.learning.learner import Learner, start_update  # noqa: PLC0415
     from deployments.learning.policy import LearningPolicy  # noqa: PLC0415
+    from serve.online.board import drifting_since  # noqa: PLC0415
     from serve.watchtower.leases import replica_name  # noqa: PLC0415
 
-    Learner(settings, replica_name(), LearningPolicy.from_env(), start_update, lambda _s, _m: None).run(stop)
+    Learner(settings, replica_name(), LearningPolicy.from_env(), start_update, drifting_since).run(stop)
 
 
 def registry(settings: Settings, stop: threading.Event) -> None:

@@ -50,6 +50,8 @@ from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
 from serve.ranking import RankerSettings
 from serve.rollout.asked import AskedWriter
+from serve.rollout.comparisons import FLUSH_S as COMPARED_S
+from serve.rollout.comparisons import EstimateComparison
 from serve.rollout.exposures import FLUSH_S, ExposureWriter
 from serve.rollout.fleet import Fleet
 from serve.rollout.watch import PlanWatch
@@ -136,15 +138,18 @@ async def open_gateway(
         models=lambda: [state for part in told for state in part()],
         not_ready=lambda: [] if live.ranker.n_titles else ["titles"],
     )
-    quality = _quality(arguments, estimates.stage)
+    quality = _quality(
+        arguments, estimates.stage, EstimateComparison(estimates.stage, settings.redis_url, replica, metrics)
+    )
     beside = [
         live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush), lambda: every(POLL_S, told_outages.look),
         lambda: every(POLL_S, told_health.look), lambda: every(LOOK_S, vitals_writer.look),
         lambda: every(FLUSH_S, exposures.flush), lambda: every(FLUSH_S, asked.flush),
+        lambda: every(COMPARED_S, quality.compared.flush),
     ]  # fmt: skip
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
     closed: list[Closable] = [live, reader, writer, lookups, telemetry, exposures, asked]
-    closed += [told_outages, told_health, vitals_writer]
+    closed += [told_outages, told_health, vitals_writer, quality.compared]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
     followers.append(estimates.follower)
@@ -306,7 +311,7 @@ class PlannerReplica:
         await self.close()
 
 
-def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator]) -> QualityStage:
+def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator], compared: EstimateComparison) -> QualityStage:
     """The quality jobs of this home folder, what works on them here, and what estimates."""
     settings, limits = arguments.settings(), arguments.quality
     store = JobStore(settings.home / "quality", limits)
@@ -316,6 +321,7 @@ def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator]) -> Qua
         intake=Intake(given, store),
         runner=QualityRunner(store, limits.running),
         estimator=lambda: estimators.lineup.champion,
+        compared=compared,
         limits=limits,
     )
 

@@ -1,5 +1,6 @@
 """`playhead eval rollout`: decisions about canaries whose harm is known, on simulated viewers."""
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+class Model(StrEnum):
+    """Whose versions are rolled out."""
+
+    RECOMMEND = "recommend"
+    BITRATE = "bitrate"
+
+
 def evaluate(
     *,
     seed: Annotated[int, typer.Option(min=0, help="Of the viewers and of each rollout.")] = 0,
@@ -17,12 +25,16 @@ def evaluate(
         int,
         typer.Option(min=1, max=100_000, help="Rollouts of a challenger like the champion; a tenth of each worse one."),
     ] = 1000,
+    model: Annotated[
+        Model, typer.Option(help="Whose versions: judged by pages, or by playback sessions.")
+    ] = Model.RECOMMEND,
     as_json: Json = False,
 ) -> None:
-    """Canaries, looked at every second: how often a good one is rolled back, and how soon a bad one is."""
+    """Canaries, looked at again and again: how often a good one is rolled back, and how soon a bad one is."""
     with answering(as_json=as_json) as output:
         from deployments.progress import Moment, Notice  # noqa: PLC0415
-        from training.rollout.trials import evaluate as run  # noqa: PLC0415
+        from training.rollout.trials import evaluate as of_pages  # noqa: PLC0415
+        from training.rollout.trials import evaluate_policy as of_sessions  # noqa: PLC0415
 
         with reporting(output) as reporter:
 
@@ -30,19 +42,20 @@ def evaluate(
                 moment = Moment.DONE if done == total else Moment.ADVANCE
                 reporter.tell(Notice(phase=name, moment=moment, share=done / total))
 
-            report = run(seed=seed, runs=runs, progress=progress)
-        naive = report["every_event_counted"]
+            run, counted = (of_pages, "requests") if model is Model.RECOMMEND else (of_sessions, "sessions")
+            report = {"model": model.value, **run(seed=seed, runs=runs, progress=progress)}
         output.console.print(
             f"  rolled back for nothing  {report['false_rollback_rate']:.2%} of {runs} rollouts, "
             f"at most {report['false_rollback_rate_upper_95']:.2%} (95 %), {report['looks']} looks", markup=False,
             soft_wrap=True,
         )  # fmt: skip
-        output.console.print(
-            f"  if every event counted   {naive['false_rollback_rate']:.1%} of {naive['runs']}", markup=False
-        )
+        if naive := report.get("every_event_counted"):
+            output.console.print(
+                f"  if every event counted   {naive['false_rollback_rate']:.1%} of {naive['runs']}", markup=False
+            )
         output.console.print(f"  promoted                 {report['promoted']:.1%}", markup=False)
         output.console.print(
-            "  requests until then, of both arms and of the challenger's own; stages where caught:", soft_wrap=True
+            f"  {counted} until then, of both arms and of the challenger's own; stages where caught:", soft_wrap=True
         )
         output.console.print(_table(report))
         output.answer(report)
@@ -51,7 +64,7 @@ def evaluate(
 def _table(report: dict[str, Any]) -> "Table":
     from rich.table import Table  # noqa: PLC0415
 
-    shares = list(report["requests_at_one_stage"]["plays -20 %"])
+    shares = list(next(iter(report["requests_at_one_stage"].values())))
     table = Table(box=None, pad_edge=False)
     table.add_column("challenger", no_wrap=True)
     for name in ("median", "p90", "its own", "p90", "caught", *(f"{float(share):.0%}" for share in shares)):

@@ -1,6 +1,7 @@
 """`playhead rollout`: which version of a model answers, changed on the service that runs."""
 
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -101,6 +102,15 @@ def status(name: Name, *, url: Url = "", as_json: Json = False) -> None:
                 cells = (f"{one['challenger']:,}", f"{one['champion']:,}", ratio, f"{one['low']:.2f} to {high}")
                 table.add_row(one["metric"], *cells, f"{one['e_value']:.3g}", f"{one['needed']:.3g}")
             output.console.print(table)
+            for line in _beside(judged.get("beside") or {}):
+                output.console.print(line, markup=False, soft_wrap=True)
+        if found.get("compared"):
+            columns = ("version", "role", "content", "segments", "mean", "mean size", "largest")
+            table = Table(*columns, box=None, pad_edge=False, title="points of VMAF from the champion's")
+            for one in found["compared"]:
+                sizes = (f"{one[name]:+.2f}" if name == "mean" else f"{one[name]:.2f}" for name in _DIFFERENCES)
+                table.add_row(one["version"], one["role"], one["content"], f"{one['segments']:,}", *sizes)
+            output.console.print(table)
         output.answer(found)
 
 
@@ -127,6 +137,21 @@ def changes(
             table.add_row(f"{at:%m-%d %H:%M:%S}", *cells, escape(change["by"]), escape(change["reason"]))
         output.console.print(table if found["changes"] else "nobody changed anything yet")
         output.answer(found)
+
+
+_DIFFERENCES = ("mean", "mean_absolute", "largest")
+
+
+def _beside(told: dict[str, Any]) -> Iterator[str]:
+    """What decides nothing, in lines."""
+    if "sessions_asked" in told:
+        yield f"{told['sessions_asked']:,} sessions asked, {told['sessions_over']:,} of them are over"
+    for arm, bounds in (told.get("latency_s") or {}).items():
+        parts = []
+        for name, ends in bounds.items():
+            low, high = ("?" if end is None else f"{1000 * end:.1f}" for end in ends)
+            parts.append(f"{name} {low} to {high} ms")
+        yield f"{arm}: {', '.join(parts)} (95 %)"
 
 
 def _change(name: str, verb: str, body: dict[str, Any], url: str, *, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from serve.gateway.player import _TIMEOUT_HEADER
 from serve.gateway.requests import MAX_BODY_BYTES, NoQuery, OpenRoute, read_body, read_query
 from serve.gateway.uploads import MULTIPART, read_form
 from serve.quality.bitstream import DISPOSABLE, KEY, OTHER, BitstreamFacts
-from serve.quality.estimates import MODEL, BitstreamEstimator, mean
+from serve.quality.estimates import MODEL, BitstreamEstimator, BitstreamModel, Estimate, mean
 from serve.quality.intake import Intake, check_form
 from serve.quality.jobs import Job, JobStore, QualityLimits, error_of
 from serve.quality.runner import QualityRunner
@@ -33,6 +33,7 @@ from serve.quality.schemas import (
     SegmentFacts,
     Side,
 )
+from serve.rollout.comparisons import EstimateComparison
 from serve.vitals import ModelVitals
 
 _MOST_WAIT_S: Final = 8.0
@@ -64,6 +65,7 @@ class QualityStage:
         intake: makes jobs.
         runner: works on them.
         estimator: what answers for facts of bitstreams now.
+        compared: has other versions estimate beside it.
         limits: bounds of the jobs.
     """
 
@@ -71,6 +73,7 @@ class QualityStage:
     intake: Intake
     runner: QualityRunner
     estimator: Callable[[], BitstreamEstimator]
+    compared: EstimateComparison
     limits: QualityLimits
 
 
@@ -173,9 +176,9 @@ class QualityRoutes:
         started_s = time.perf_counter()
         try:
             if len(segments) <= INLINE:
-                estimates = model.estimate(_facts(segments))
+                facts, estimates = _estimated(model, segments)
             else:
-                estimates = await asyncio.to_thread(lambda: model.estimate(_facts(segments)))
+                facts, estimates = await asyncio.to_thread(_estimated, model, segments)
         except PlayheadError:
             raise
         except Exception:
@@ -183,6 +186,7 @@ class QualityRoutes:
             raise
         share = INLINE / max(len(segments), INLINE)  # a large one is measured as a small one
         self._vitals.decided(model.version, seconds=(time.perf_counter() - started_s) * share)
+        self._stage.compared.compare(facts, estimates)
         report = {
             "kind": "no_reference",
             "model": MODEL,
@@ -251,6 +255,18 @@ def _due_s(request: Request) -> float:
     if "x-request-timeout-seconds" in request.headers:
         return deadline
     return asyncio.get_running_loop().time() + _MOST_WAIT_S
+
+
+def _estimated(
+    model: BitstreamModel, segments: tuple[SegmentFacts, ...]
+) -> tuple[list[BitstreamFacts], tuple[Estimate, ...]]:
+    """Segments as the model takes them, and its estimates.
+
+    Raises:
+        InvalidInput: what is said of a segment does not go together.
+    """
+    facts = _facts(segments)
+    return facts, model.estimate(facts)
 
 
 def _facts(segments: tuple[SegmentFacts, ...]) -> list[BitstreamFacts]:

@@ -26,6 +26,7 @@ from serve.gateway.errors import Conflict, Forbidden, Unauthorized, Words, respo
 from serve.gateway.stages import Stages
 from serve.learning import STEPS, load_steps
 from serve.rollout import board
+from serve.rollout.comparisons import compared_key, read_compared
 from serve.rollout.plans import STAGES, RolloutPlan, next_stage
 from serve.rollout.verdicts import GateVerdict, verdict_key
 
@@ -152,12 +153,16 @@ class Rollout(BaseModel):
         request_id: names this answer.
         plan: who answers.
         judged: what the judge says of a rollout that goes on (`action`, `reason`, `evidence` of each metric: see
-            serve.rollout.decisions.Decision); null where none does, or nobody judges.
+            serve.rollout.decisions.Decision; `beside`: what decides nothing, such as bounds of latency by arm, or how
+            many sessions asked and are over); null where none does, or nobody judges.
+        compared: what the challenger and the shadow of the model `quality` estimated beside the champion: by version
+            and class of content, with the mean of the differences, of their sizes, and the largest, in points of VMAF.
     """
 
     request_id: str
     plan: Plan
     judged: dict[str, Any] | None
+    compared: tuple[dict[str, Any], ...] = ()
 
 
 class ChangesQuery(BaseModel):
@@ -309,11 +314,12 @@ class RolloutRoutes:
         """The plan, and the evidence so far."""
         self._check_known(name)
         commands = command("GET", board.plan_key(name)) + command("GET", board.status_key(name))
-        dumped, status = await self._call(commands, count=2)
+        dumped, status, replicas = await self._call(commands + command("HVALS", compared_key(name)), count=3)
         request_id = context_of(request).request_id
         plan = self._plan(name, dumped)
         judged = None if status is None or plan.challenger is None else orjson.loads(status)
-        body = {"request_id": request_id, "plan": _shown(plan, request_id), "judged": judged}
+        compared = read_compared(replicas, plan.versions)
+        body = {"request_id": request_id, "plan": _shown(plan, request_id), "judged": judged, "compared": compared}
         return Response(orjson.dumps(body), media_type="application/json")
 
     async def changes(self, request: Request, name: ModelName, query: Annotated[ChangesQuery, Query()]) -> Response:

@@ -46,7 +46,8 @@ class Usual:
     """What the champion's sessions usually are, by the windows before."""
 
     def __init__(self) -> None:
-        self._windows: deque[dict[str, Histogram]] = deque(maxlen=WINDOWS)
+        self._windows: deque[dict[str, Histogram]] = deque()
+        self._together: dict[str, Histogram] = {name: {} for name in USUAL}
         self._values: dict[str, float] = {}
 
     def limit(self, name: str) -> float | None:
@@ -63,13 +64,22 @@ class Usual:
         Args:
             champion: name of USUAL -> values.
         """
-        self._windows.append({name: dict(champion.get(name, {})) for name in USUAL})
+        self._remember({name: dict(champion.get(name, {})) for name in USUAL})
         for name, share in USUAL.items():
-            together: Histogram = {}
-            for window in self._windows:
-                merge(together, window[name])
-            if size(together) >= LEAST:
-                self._values[name] = quantile(together, share)
+            if size(self._together[name]) >= LEAST:
+                self._values[name] = quantile(self._together[name], share)
+
+    def _remember(self, window: dict[str, Histogram]) -> None:
+        """Add a window, and forget the oldest where there are too many."""
+        self._windows.append(window)
+        for name, values in window.items():
+            merge(self._together[name], values)
+        if len(self._windows) > WINDOWS:
+            for name, values in self._windows.popleft().items():
+                left = self._together[name]
+                for code, count in values.items():
+                    left[code] -= count
+                self._together[name] = {code: count for code, count in left.items() if count}
 
     def state(self) -> dict[str, Any]:
         """A checkpoint: JSON-able, versioned."""
@@ -87,7 +97,7 @@ class Usual:
         state = checked(state, _KIND, _VERSION)
         usual = cls()
         for window in state["windows"]:
-            usual._windows.append({name: load(window.get(name, ())) for name in USUAL})
+            usual._remember({name: load(window.get(name, ())) for name in USUAL})
         usual._values = {name: float(value) for name, value in state["values"].items() if name in USUAL}
         return usual
 

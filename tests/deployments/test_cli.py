@@ -69,7 +69,7 @@ OPTIONS = {
     ("localise",): {"--at", "--history", "--top", "--metric", "--json"},
     ("eval", "localise"): {"--seed", "--cases", "--public", "--method", "--json"},
     ("eval", "outages"): {"--seed", "--days", "--peak", "--json"},
-    ("eval", "rollout"): {"--seed", "--runs", "--json"},
+    ("eval", "rollout"): {"--seed", "--runs", "--model", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
     ("gate",): {"--against", "--data", "--json"},

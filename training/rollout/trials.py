@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from scipy.stats import beta
 
 from serve.rollout.decisions import ASSIGNMENT, METRICS, STAGES, Judge, Limits
+from serve.rollout.session_trials import SESSION_LIMITS
+from training.rollout.sessions import STEP_S, Audience, Playback, SessionEffect
 from training.rollout.viewers import Effect, Population, Traffic
 
 PROFILES: Final = 400_000
@@ -26,6 +28,18 @@ EFFECTS: Final[Mapping[str, Effect]] = {
 }
 HELD: Final = ("plays -20 %", "p99 x2")
 """Effects that are also tried at each stage alone, for as long as it takes."""
+
+VIEWERS: Final = 100_000
+MOST_POLICY_S: Final = 4 * 3600
+"""As MOST_S, of bitrate policies: sessions tell less often."""
+POLICY_EFFECTS: Final[Mapping[str, SessionEffect]] = {
+    "rebuffering +20 %": SessionEffect(rebuffering=1.2),
+    "rebuffering x2": SessionEffect(rebuffering=2.0),
+    "VMAF -5": SessionEffect(vmaf=-5.0),
+    "start-up x1.5": SessionEffect(startup=1.5),
+    "failures x3": SessionEffect(failures=3.0),
+}
+POLICY_HELD: Final = ("rebuffering +20 %", "VMAF -5")
 
 Progress = Callable[[str, int, int], None]
 
@@ -88,6 +102,99 @@ def roll_out(
         ended="undecided", metric=None, share=judge.stage.share, seconds=MOST_S, requests=total,
         challenger_requests=challenger,
     )  # fmt: skip
+
+
+def roll_out_policy(
+    seed: Sequence[int], audience: Audience, effect: SessionEffect, *, held: int | None = None
+) -> Trial:
+    """Simulate one rollout of a bitrate policy.
+
+    Args:
+        seed: of all chance in it.
+        audience: who may watch.
+        effect: what the challenger does.
+        held: stay at this stage (its place among STAGES); None: go on as the judge says.
+
+    Returns:
+        How it ended; its requests are sessions that are over.
+    """
+    playback = Playback(np.random.default_rng(seed), audience, effect)
+    limits = SESSION_LIMITS if held is None else replace(SESSION_LIMITS, least_s=float("inf"))
+    judge = Judge(STAGES, limits)
+    for _ in range(held or 0):
+        judge.advance()
+    windows = playback.stage(judge.stage.share)
+    challenger, total = 0, 0
+    for step in range(MOST_POLICY_S // STEP_S):
+        counts = next(windows)
+        challenger += counts.challenger.requests
+        total += counts.challenger.requests + counts.champion.requests
+        decision = judge.see(counts)
+        ended = {"wait": None, "roll_back": "rolled_back", "advance": "promoted"}[decision.action]
+        if decision.action == "advance" and judge.advance():
+            windows, ended = playback.stage(judge.stage.share), None
+        if ended is not None:
+            return Trial(
+                ended=ended, metric=decision.metric, share=decision.share, seconds=(step + 1) * STEP_S, requests=total,
+                challenger_requests=challenger,
+            )  # fmt: skip
+    return Trial(
+        ended="undecided", metric=None, share=judge.stage.share, seconds=MOST_POLICY_S, requests=total,
+        challenger_requests=challenger,
+    )  # fmt: skip
+
+
+def evaluate_policy(
+    *, seed: int, runs: int, viewers: int = VIEWERS, progress: Progress = lambda _name, _done, _total: None
+) -> dict[str, Any]:
+    """Roll out bitrate policies that are alike, and worse ones.
+
+    Args:
+        seed: of all chance.
+        runs: rollouts of a policy that is like the champion; a tenth as many of each worse one.
+        viewers: of the simulated audience.
+        progress: told of what is run, how many were, and of how many.
+
+    Returns:
+        As `evaluate`, of sessions instead of requests, and without what would be if every event were counted.
+    """
+    audience = Audience.draw(np.random.default_rng([seed, 1]), viewers)
+
+    def many(name: str, place: int, count: int, effect: SessionEffect, held: int | None = None) -> list[Trial]:
+        trials = []
+        for run in range(count):
+            trials.append(roll_out_policy((seed, place, run), audience, effect, held=held))
+            progress(name, run + 1, count)
+        return trials
+
+    fewer = max(runs // 10, 1)
+    alike = many("alike", 1001, runs, SessionEffect())
+    false = [trial for trial in alike if trial.ended == "rolled_back"]
+    detected = {
+        name: _detection(many(name, 1002 + place, fewer, effect))
+        for place, (name, effect) in enumerate(POLICY_EFFECTS.items())
+    }
+    at_one_stage = {
+        name: {
+            f"{stage.share:g}": _detection(
+                many(f"{name} at {stage.share:.0%}", 1100 + 10 * place + held, fewer, POLICY_EFFECTS[name], held)
+            )
+            for held, stage in enumerate(STAGES)
+        }
+        for place, name in enumerate(POLICY_HELD)
+    }
+    return {
+        "seed": seed,
+        "false_rollback_rate": len(false) / runs,
+        "false_rollback_rate_upper_95": upper(len(false), runs),
+        "runs": runs,
+        "looks": sum(trial.seconds // STEP_S for trial in alike),
+        "false_rollbacks": [asdict(trial) for trial in false],
+        "promoted": sum(trial.ended == "promoted" for trial in alike) / runs,
+        "requests_to_promote": _quantiles([trial for trial in alike if trial.ended == "promoted"], len(alike)),
+        "requests_to_detect": detected,
+        "requests_at_one_stage": at_one_stage,
+    }
 
 
 def evaluate(

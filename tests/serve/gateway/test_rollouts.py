@@ -6,21 +6,31 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import numpy as np
 import pytest
 import redis
+import redis.asyncio
 
+from deployments.bench_swaps import twin_of
 from features.profiles import ProfileFeatures
 from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+from serve.quality.bitstream import BitstreamFacts
+from serve.quality.estimates import BitstreamModel
 from serve.ranking import Ranker
+from serve.rollout.asked import FIELD as ASKED_FIELD
+from serve.rollout.asked import STREAM as ASKED
+from serve.rollout.asked import read_asked
 from serve.rollout.assignment import assign
 from serve.rollout.board import load_plan, plan_key, status_key
+from serve.rollout.comparisons import compared_key
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.verdicts import GateVerdict, verdict_arguments, verdict_key
 from serve.schemas import Answer, HomeQuery
@@ -28,6 +38,7 @@ from serve.vitals import ModelVitals
 from serve.watchtower.replica import WatchtowerReplica
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import OpenClient, install_model
+from tests.serve.quality.small_quality import small_quality
 
 HEADERS = {OPERATOR_HEADER: "secret"}
 NAMES = [f"p{number}" for number in range(60)]
@@ -171,7 +182,9 @@ async def test_a_shadow_works_beside_the_answers(
         await eventually(gone)
 
 
-async def test_bitrate_sessions_are_assigned_one_by_one(arguments: Arguments, open_client: OpenClient) -> None:
+async def test_bitrate_sessions_are_assigned_one_by_one_and_told(
+    arguments: Arguments, open_client: OpenClient, store: redis.Redis
+) -> None:
     assert arguments.home is not None
     first, second = small_policy(), small_policy(seed=1)
     install_model(arguments.home, first, "bitrate")
@@ -196,6 +209,71 @@ async def test_bitrate_sessions_are_assigned_one_by_one(arguments: Arguments, op
         assert nameless["version"] == first.name
         models = (await client.get("/v1/models")).json()["models"]
         assert [one["role"] for one in models if one["name"] == "bitrate"] == ["champion", "challenger"]
+        cmcd = "CMCD=" + quote('bl=9000,br=950,cid="title",d=2000,mtp=2100,ot=v,sid="a-player",tb=3000')
+        assert (await client.get(f"/v1/bitrate/cmsd?{cmcd}")).status_code == 200
+        plan = load_plan(store.get(plan_key("bitrate")))  # type: ignore[arg-type]
+
+        def told() -> list[str]:
+            found: Any = store.xrange(ASKED)
+            entries = [read_asked(fields[ASKED_FIELD]) for _, fields in found]
+            assert {(one.salt, one.share) for one in entries} <= {(plan.salt, 0.5)}
+            return [session for one in entries for session in one.sessions]
+
+        async def all_told() -> bool:
+            return "a-player" in told()
+
+        await eventually(all_told)
+        assert sorted(told()) == sorted([*NAMES, "a-player"]), "each once"
+
+
+SEGMENT: dict[str, Any] = {
+    "codec": "hevc", "width": 1280, "height": 720, "display_height": 1080, "fps": 25, "duration_s": 4,
+    "size_bytes": 900_000,
+}  # fmt: skip
+
+
+async def test_versions_of_quality_are_compared_beside_the_champions_estimates(
+    arguments: Arguments, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert arguments.home is not None
+    monkeypatch.setattr("serve.app.COMPARED_S", 0.1)
+    install_model(arguments.home, small_quality(), "quality")
+    first = arguments.home / "models" / "quality" / small_quality().name
+    second = twin_of(first)
+    quantiles = BitstreamModel.quantiles
+
+    def higher(self: BitstreamModel, facts: Sequence[BitstreamFacts]) -> Any:
+        """As its weights say; of the second version, 3 points more for H.264."""
+        more = [3.0 if self.version == second.name and one.codec == "h264" else 0.0 for one in facts]
+        return 40.0 + 0.1 * quantiles(self, facts) + np.array(more)[:, None]
+
+    monkeypatch.setattr(BitstreamModel, "quantiles", higher)
+    segments = [SEGMENT, SEGMENT | {"codec": "h264", "height": 1000}, SEGMENT | {"size_bytes": 5_000}]
+    async with open_client(arguments) as client, open_client(arguments) as other:
+        assert (await client.get("/v1/models/quality/rollout")).json()["compared"] == []
+        await change(client, "promote", "quality", version=second.name, share=0.5)
+
+        async def told() -> dict[str, dict[str, Any]]:
+            compared = (await client.get("/v1/models/quality/rollout")).json()["compared"]
+            return {one["content"]: one for one in compared}
+
+        async def compared_by_both() -> bool:
+            for one in (client, other):
+                answer = await one.post("/v1/quality", json={"segments": segments})
+                assert answer.json()["report"]["version"] == first.name, "one ruler for all"
+            keys = await link.hlen(compared_key("quality"))  # type: ignore[misc]
+            return keys == 2 and "h264 1080p" in await told()
+
+        async with redis.asyncio.Redis.from_url(arguments.settings().redis_url) as link:
+            await eventually(compared_by_both, 20)
+        found = await told()
+        assert set(found) == {"h264 1080p", "hevc 720p"}
+        assert (found["h264 1080p"]["version"], found["h264 1080p"]["role"]) == (second.name, "challenger")
+        assert [found["h264 1080p"][name] for name in ("mean", "mean_absolute", "largest")] == [3.0] * 3
+        assert found["hevc 720p"]["mean"] == 0.0
+        assert found["hevc 720p"]["segments"] == 2 * found["h264 1080p"]["segments"]
+        await change(client, "rollback", "quality")
+        assert await told() == {}, "who is not tried any more is left out"
 
 
 @pytest.mark.parametrize(
