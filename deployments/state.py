@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from deployments.processes import ProcessRecord
+from features.settings import Settings
 from serve.errors import PlayheadError
 
 _LONGEST_GOT: Final = 1200
@@ -189,3 +190,10 @@ def service_url(home: Path) -> str:
     """Where the stack of a home folder answers, or would by default."""
     state = StackState.read(RunFolder(home))
     return state.url if state is not None else "http://127.0.0.1:8000"
+
+
+def store_url(settings: Settings) -> str:
+    """The store of the stack that is up on this machine, else the one that the environment names."""
+    folder = RunFolder(settings.home)
+    state = StackState.read(folder)
+    return settings.redis_url if state is None or StackLock(folder).holder() is None else state.redis_url

@@ -30,6 +30,8 @@ def gate(
     from features.settings import Settings  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
+        from deployments.learning.verdicts import tell_if_up  # noqa: PLC0415
+        from deployments.state import store_url  # noqa: PLC0415
         from training.datasets.dataset import check_name, open_dataset  # noqa: PLC0415  (imports polars)
         from training.gates.gate import gate as ask  # noqa: PLC0415
         from training.gates.gate import reports_of  # noqa: PLC0415
@@ -39,6 +41,7 @@ def gate(
             check_name(data)
         dataset = None if data is None else open_dataset(settings.datasets / data)
         verdict = ask(name, version, settings, dataset=dataset, against=against)
+        told = tell_if_up(verdict, store_url(settings))
         report = reports_of(settings, name, verdict.candidate) / "gate.html"
         output.console.print(_table(verdict))
         word = "[green]passed[/]" if verdict.passed else "[bold red]rejected[/]"
@@ -47,7 +50,9 @@ def gate(
         for check in verdict.failed:
             output.console.print(f"  [red]{escape(check.name)}[/]: {escape(check.text)}", soft_wrap=True)
         output.console.print(f"  report  {report}", markup=False, soft_wrap=True)
-        output.answer(verdict.as_json() | {"report": str(report)})
+        if not told:
+            output.console.print("  no store answers: a rollout can't see this verdict; run it again once it is up")
+        output.answer(verdict.as_json() | {"report": str(report), "told": told})
         if not verdict.passed:
             raise typer.Exit(FAILED)
 

@@ -13,16 +13,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import polars as pl
-from training.gates import gate
 
 from deployments.jobs import run_candidate
 from deployments.learning.learner import MODELS
 from deployments.learning.policy import LearningPolicy, Trigger
+from deployments.learning.verdicts import tell
 from deployments.progress import Moment, Notice, Reporter
+from deployments.state import store_url
 from features.errors import FeaturesError
 from features.settings import Settings
 from serve.artifacts import Artifact, Manifest, read_artifact, read_champion
@@ -32,10 +33,10 @@ from serve.learning import Name, Step, step_arguments
 from serve.logs import configure
 from serve.rollout.board import change_arguments, load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
-from serve.rollout.verdicts import GateVerdict, verdict_arguments
 from serve.watchtower.board import Store, connect
 from training.checks import check_data, require
 from training.datasets import Dataset, open_dataset
+from training.gates.gate import gate
 from training.profiles import read_profile, write_profile
 from training.snapshots import take_snapshot
 
@@ -163,15 +164,11 @@ class Update:
         verdict = gate(
             self._model, candidate.version, self._settings, dataset=dataset, cut_ms=cut_ms, against=champion.version
         )
-        failed = tuple(check.name for check in verdict.checks if not check.passed)
+        failed = tuple(check.name for check in verdict.failed)
         told.evidence.update(
             checks={check.name: {"passed": check.passed, "text": check.text} for check in verdict.checks}
         )
-        said = GateVerdict(
-            model=self._model, version=candidate.version, against=champion.version, passed=verdict.passed, ts=now_ms(),
-            failed=failed,
-        )  # fmt: skip
-        self._store.execute_command(*verdict_arguments(said))  # type: ignore[no-untyped-call]
+        tell(verdict, self._store)
         if not verdict.passed:
             raise InvalidInput(
                 field=f"{self._model} {candidate.version}", got=f"failed: {', '.join(failed)}",
@@ -276,8 +273,8 @@ def update_now(model: str, base: str, reporter: Reporter) -> Artifact:
     settings = Settings.from_env()
     trigger = Trigger(cause="operator", reason="asked for")
     update = Update(
-        settings, connect(settings), LearningPolicy.from_env(), model, f"{now_ms()}", trigger,
-        base=base or os.environ.get(DATASET_VARIABLE, _BASE), reporter=reporter,
+        settings, connect(replace(settings, redis_url=store_url(settings))), LearningPolicy.from_env(), model,
+        f"{now_ms()}", trigger, base=base or os.environ.get(DATASET_VARIABLE, _BASE), reporter=reporter,
     )  # fmt: skip
     return update.run()
 

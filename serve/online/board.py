@@ -86,6 +86,24 @@ def read_drift(store: redis.Redis, model: str) -> dict[str, Any] | None:
     return None if dumped is None else load_drift(dumped)
 
 
+def drifting_since(store: redis.Redis, model: str) -> int | None:
+    """Since when a model's live traffic drifts, UTC milliseconds; None: it does not, or nobody judges.
+
+    Args:
+        store: Redis or Valkey; replies are bytes.
+        model: which.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    try:
+        found = read_drift(store, model)
+    except ValueError:
+        return None
+    since_ts = found.get("since_ts") if found is not None and found["status"] == DRIFTING else None
+    return since_ts if isinstance(since_ts, int) else None
+
+
 def _load(dumped: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
     document = orjson.loads(dumped)
     found = document if isinstance(document, dict) else {}
