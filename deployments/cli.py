@@ -15,6 +15,7 @@ from deployments.commands import (
     load,
     localise,
     models,
+    online,
     outages,
     quality,
     rollout,
@@ -41,6 +42,8 @@ evaluation.app.command("anomaly")(anomaly.anomaly)
 evaluation.app.command("localise")(localise.evaluate)
 evaluation.app.command("outages")(outages.evaluate)
 evaluation.app.command("rollout")(rollout.evaluate)
+evaluation.app.command("online")(online.online)
+evaluation.app.command("drift")(online.drift)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
 app.add_typer(rollouts.app, name="rollout")

@@ -35,6 +35,8 @@ from serve.exploration import Exploration
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
 from serve.gateway.health import HealthBoard
+from serve.gateway.online import LOOK_S as ONLINE_LOOK_S
+from serve.gateway.online import OnlineRoutes
 from serve.gateway.outages import POLL_S, STALE_MS, OutageBoard
 from serve.gateway.quality import QualityStage
 from serve.gateway.remote import RemoteFeatures, RemotePlanner, RemoteRanker, RemoteStage
@@ -178,7 +180,9 @@ async def open_gateway(
         beside.append(follower.run)
     followed = {follower.plan.model: follower for follower in followers}
     rollouts = RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None)
-    closed.append(rollouts)
+    online = OnlineRoutes(settings, stages, metrics, arguments.model)
+    beside.append(lambda: every(ONLINE_LOOK_S, online.look))
+    closed += [rollouts, online]
     closed += [*followers, steered] if steered else followers
 
     @asynccontextmanager
@@ -198,6 +202,7 @@ async def open_gateway(
         health=told_health,
         vitals=vitals,
         rollouts=rollouts,
+        online=online,
         recommend_model=arguments.model,
         bitrate_model=arguments.bitrate_model,
         steering=steering,

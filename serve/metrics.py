@@ -9,6 +9,7 @@ together by any of them.
 
 import bisect
 import glob
+import math
 import os
 import re
 from collections import Counter as Tally
@@ -186,6 +187,28 @@ class Metrics:
             multiprocess_mode="livemax",
         )
 
+        self._online = Gauge(  # the Watchtower's figures, which all replicas show
+            "playhead_online",
+            "What the version's answers led to in the last five minutes; NaN where nothing tells.",
+            ["model", "role", "figure"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._drift = Gauge(
+            "playhead_drift",
+            "How far live traffic is from what the champion learned (psi), or the mean of what came of it.",
+            ["model", "signal"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self._drifting = Gauge(
+            "playhead_drifting",
+            "Whether it drifts.",
+            ["model", "signal"],
+            registry=self.registry,
+            multiprocess_mode="livemostrecent",
+        )
+
     def observe(self, stage: str, seconds: float) -> None:
         """Note how long a stage took; `stage` comes from code, never from a caller."""
         known = self._stages.get(stage)
@@ -281,6 +304,15 @@ class Metrics:
         """
         self._self_alarms.labels(what, version).set(total)
         self._self_alarms_open.labels(what, version).set(1 if is_open else 0)
+
+    def online(self, model: str, role: str, figure: str, value: float | None) -> None:
+        """Say what a version's answers led to; None: nothing tells."""
+        self._online.labels(model, role, figure).set(math.nan if value is None else value)
+
+    def drift(self, model: str, signal: str, value: float | None, *, drifting: bool) -> None:
+        """Say how far a signal is from what the champion learned, and whether that is a drift."""
+        self._drift.labels(model, signal).set(math.nan if value is None else value)
+        self._drifting.labels(model, signal).set(1 if drifting else 0)
 
     def self_alarm_over(self, what: str, version: str) -> None:
         """Say that nothing goes on of what nobody judges any more."""

@@ -1,4 +1,4 @@
-"""`playhead data`: prepare, import, snapshot, check."""
+"""`playhead data`: prepare, import, snapshot, check, drift."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -114,6 +114,37 @@ def _milliseconds(until: str) -> int | None:
             field="--until", got=until, expected="a time such as 2026-11-28T12:00:00", next_step="Correct the time."
         ) from None
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+@app.command("drift")
+def drift(
+    *,
+    out: Annotated[Path, typer.Option(help="The report, one HTML file.")],
+    reference: Annotated[
+        str, typer.Option(help="Data set; if not given, the one that the champion learned from.")
+    ] = "",
+    current: Annotated[str, typer.Option(help="Data set, or folder of live events; this machine's if not given.")] = "",
+    as_json: Json = False,
+) -> None:
+    """How the newest plays differ from those of a data set: a report to look at (needs the extra `reports`)."""
+    from features.settings import Settings  # noqa: PLC0415
+    from features.sink import read_log  # noqa: PLC0415
+    from training.datasets.dataset import open_dataset  # noqa: PLC0415
+    from training.datasets.drifting import drift_report, learned_from  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        settings = Settings.from_env()
+        dataset = open_dataset(settings.datasets / reference) if reference else learned_from(settings)
+        folder = Path(current) if current else settings.home / "events"
+        if current and not folder.is_dir():
+            events = open_dataset(settings.datasets / current).frame("events")
+        else:
+            events = read_log(folder)
+        report = drift_report(dataset.frame("events"), events, dataset.titles(), out)
+        for name, index in sorted(report["features"].items(), key=lambda one: -one[1]):
+            output.console.print(f"  {name:<16}{index:.3f}{'  drifted' if name in report['drifted'] else ''}")
+        output.console.print(f"  {out}", markup=False, soft_wrap=True)
+        output.answer({**report, "dataset": dataset.name, "out": str(out)})
 
 
 def _tell(output: Output, dataset: "Dataset") -> None:

@@ -20,6 +20,7 @@ from serve.gateway.bitrate import BitrateRoutes
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
 from serve.gateway.health import HealthBoard
+from serve.gateway.online import OnlineRoutes
 from serve.gateway.ops import OpsRoutes
 from serve.gateway.outages import OutageBoard, OutageRoutes
 from serve.gateway.player import PlayerRoutes
@@ -53,6 +54,7 @@ def create(
     recommend_model: str,
     bitrate_model: str,
     rollouts: RolloutRoutes,
+    online: OnlineRoutes,
     steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
@@ -71,6 +73,7 @@ def create(
         recommend_model: name of the ranker's model.
         bitrate_model: name of the planner's.
         rollouts: what changes which versions answer.
+        online: what tells what their answers led to.
         steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
@@ -104,6 +107,7 @@ def create(
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics, health).add_to(app)
     rollouts.add_to(app)
+    online.add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PlayheadError)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from river.drift import ADWIN
 
-DELTA: Final = 1e-4
+DELTA: Final = 1e-3
 """Of each comparison; what that makes of false alarms a day: docs/online.md."""
 
 FIRST: Final = 30
@@ -71,12 +71,10 @@ class AdaptiveMean:
         if changed and before is not None and now < before:
             self.since_ts = self.since_ts or ts
             self.before = max(before, self.before or 0.0)
-        elif (
-            self.since_ts is not None
-            and self.before is not None
-            and ((changed and now >= RECOVERED * self.before) or ts - self.since_ts > LONGEST_MS)
-        ):
-            self.since_ts = self.before = None
+        elif self.since_ts is not None and self.before is not None:
+            recovered = self.count >= FIRST and now >= RECOVERED * self.before
+            if recovered or ts - self.since_ts > LONGEST_MS:
+                self.since_ts = self.before = None
 
     def _restart(self, values: list[float]) -> None:
         self._adwin, self._values = None, values

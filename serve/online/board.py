@@ -16,6 +16,10 @@ import redis
 KEPT_S: Final = 600
 """What was measured so long ago says nothing of now, and is gone: the Watchtower does not run."""
 
+PLAY_RATE: Final = "play_rate"
+QUALITY: Final = "ndcg@10"
+"""Means that are watched beside the features."""
+
 STEADY: Final = "steady"
 DRIFTING: Final = "drifting"
 

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from mmh3 import hash as hashed
 
 from serve.online.adaptive import AdaptiveMean
-from serve.online.board import DRIFTING, STEADY
+from serve.online.board import DRIFTING, PLAY_RATE, QUALITY, STEADY
 from serve.online.reference import FEATURES, HOUR, Play, Reference
 from serve.online.tallies import BUCKET_MS
 
@@ -35,9 +35,6 @@ PAGES: Final = 100
 FIRSTS: Final = 30
 SHORTEST_S: Final = 60
 LONGEST_S: Final = 3_600
-
-PLAY_RATE: Final = "play_rate"
-QUALITY: Final = "ndcg@10"
 
 _SHORTEST: Final = SHORTEST_S * 1000 // BUCKET_MS
 _LONGEST: Final = LONGEST_S * 1000 // BUCKET_MS

@@ -43,7 +43,7 @@ def reference_of(events: pl.DataFrame, titles: Sequence[Title]) -> dict[str, pa.
     bare = Reference({}, genres, plays)
     counted: dict[str, Counter[str]] = {feature: Counter() for feature in FEATURES}
     told: Counter[str] = Counter()
-    for play in _plays(events):
+    for play in _newest(events):
         for feature, bin_, weight in bare.bins(play):
             counted[feature][bin_] += weight  # type: ignore[assignment]  # genres count in parts
             told[feature] += weight  # type: ignore[assignment]
@@ -71,11 +71,19 @@ def _shares(counted: Counter[str], *, named: bool) -> dict[str, float]:
     return {**kept, OTHER: max(0.0, 1.0 - sum(kept.values()))}
 
 
-def _plays(events: pl.DataFrame) -> Iterator[Play]:
-    """The newest plays, with what was known before each."""
+def plays_of(events: pl.DataFrame) -> pl.DataFrame:
+    """Plays with what was known before each, oldest first.
+
+    Args:
+        events: columns of features.events.Event.
+
+    Returns:
+        profile_id, title_id, ts, visits (plays of the profile before), gap_s (seconds since its last event, impressions
+        aside; null for its first), and device, region and rank where the events have them.
+    """
     kind = pl.col("kind").cast(pl.String)
     optional = [name for name in ("device", "region", "rank") if name in events.columns]
-    known = (
+    return (
         events.lazy()
         .filter(kind != EventKind.IMPRESSION)
         .sort("ts", "profile_id", "event_id")
@@ -88,6 +96,11 @@ def _plays(events: pl.DataFrame) -> Iterator[Play]:
         .select("profile_id", "title_id", "ts", "visits", "gap_s", *optional)
         .collect()
     )
+
+
+def _newest(events: pl.DataFrame) -> Iterator[Play]:
+    """The newest plays, with what was known before each."""
+    known = plays_of(events)
     known = known.tail(max(LEAST_PLAYS, int(NEWEST * known.height)))
     known = known.gather_every(max(1, -(-known.height // MOST_PLAYS)))
     for row in known.iter_rows(named=True):

@@ -11,12 +11,13 @@ Then nothing changes for days, or something does:
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from features.titles import Title
 from serve.online.drift import DriftWatch
@@ -140,7 +141,13 @@ class Audience:
 
 
 def evaluate(
-    *, seed: int = 0, days: int = 5, shifts: int = 20, plays_per_s: float = 3.0, progress: Progress | None = None
+    *,
+    seed: int = 0,
+    days: float = 5,
+    shifts: int = 20,
+    plays_per_s: float = 3.0,
+    changes: Sequence[str] = CHANGES,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Steady days, and changes of each kind.
 
@@ -149,11 +156,12 @@ def evaluate(
         days: steady ones.
         shifts: of each kind.
         plays_per_s: on average.
+        changes: which kinds.
         progress: told the part, how much of it is done, and of how much.
 
     Returns:
-        `false_alarms_per_day` with `false_alarms` by signal, `days`; `delays`: change -> `noticed` (share), `median_s`,
-        `p90_s`, `by` (signal -> times that it was the first).
+        `false_alarms_per_day` and `false_alarms_per_day_upper_95` (what it is at most), `false_alarms` by signal,
+        `days`; `delays`: change -> `noticed` (share), `median_s`, `p90_s`, `by` (signal -> times that it came first).
     """
     tell = progress or (lambda *_: None)
     alarms: dict[str, int] = {}
@@ -161,20 +169,22 @@ def evaluate(
     watch = DriftWatch("steady", audience.reference)
     known: set[str] = set()
     begin = _BEGIN_MS // BUCKET_MS
-    for at in range(begin, begin + days * _DAY):
+    for at in range(begin, begin + round(days * _DAY)):
         audience.bucket(watch, at, plays_per_s)
         drifting = drifting_of(watch, at)
         for name in drifting - known:
             alarms[name] = alarms.get(name, 0) + 1
         known = drifting
         if (at - begin) % 360 == 359:
-            tell("steady days", at - begin + 1, days * _DAY)
+            tell("steady days", at - begin + 1, round(days * _DAY))
     delays = {
-        change: _changed(change, seed=seed, shifts=shifts, plays_per_s=plays_per_s, tell=tell) for change in CHANGES
+        change: _changed(change, seed=seed, shifts=shifts, plays_per_s=plays_per_s, tell=tell) for change in changes
     }
     return {
         "seed": seed, "days": days, "plays_per_s": plays_per_s, "false_alarms": alarms,
-        "false_alarms_per_day": sum(alarms.values()) / days, "shifts": shifts, "delays": delays,
+        "false_alarms_per_day": sum(alarms.values()) / days,
+        "false_alarms_per_day_upper_95": float(chi2.ppf(0.95, 2 * sum(alarms.values()) + 2)) / 2 / days,
+        "shifts": shifts, "delays": delays,
     }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ WITH_INPUT += [
     ("GET", "/v1/models/{name}/rollout"),
     ("GET", "/v1/models/{name}/changes"),
     ("GET", "/v1/models/{name}/learning"),
+    ("GET", "/v1/models/{name}/online"),
+    ("GET", "/v1/models/{name}/drift"),
     *OPERATED,
 ]
 STEERING = [("GET", "/v1/steering/dash"), ("GET", "/v1/steering/hls")]
