@@ -37,6 +37,7 @@ from loadtests.client import ClientSettings, Recording, run_plan
 from loadtests.closed import measure
 from loadtests.scenario import Audience, plan_requests, read_scenario
 from serve.artifacts import MANIFEST, Manifest, content_version, read_artifact
+from serve.background import NICENESS, NICENESS_VARIABLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
 from serve.rollout.follower import SERVING
 
@@ -196,7 +197,9 @@ def gateway_pid(state: StackState) -> int:
     return max(named or workers, key=lambda process: process.memory_info().rss).pid
 
 
-def run(settings: Settings, *, data: str, swaps: int, share: float, seed: int, console: Console) -> dict[str, Any]:
+def run(
+    settings: Settings, *, data: str, swaps: int, share: float, seed: int, console: Console, niceness: int = NICENESS
+) -> dict[str, Any]:
     """Bring Playhead up, measure, end it.
 
     Args:
@@ -206,11 +209,13 @@ def run(settings: Settings, *, data: str, swaps: int, share: float, seed: int, c
         share: of the peak rate that is asked for, 0 to 1.
         seed: of the requests.
         console: where progress is shown.
+        niceness: by which loads yield to answers; 0: not at all.
 
     Raises:
         ExplainedError: something could not be brought up or measured; nothing of it is left running.
     """
     token = os.environ[OPERATOR_VARIABLE] = secrets.token_hex(16)
+    os.environ[NICENESS_VARIABLE] = str(niceness)  # the service's processes have the environment of this one
     first = champion(settings, MODEL)
     with borrowed(first) as second, playhead(settings, data=data, console=console) as (own, up, _):
         audience = Audience.of_dataset(own.datasets / up.state.data)
@@ -248,7 +253,7 @@ def run(settings: Settings, *, data: str, swaps: int, share: float, seed: int, c
         "swaps": len(done.seconds), "swaps_wanted": swaps,
         "swap_s": {"median": float(np.median(done.seconds)), "max": max(done.seconds)},
         "peak_rps": peak, "rate_rps": rate, "before": asdict(before), "during": asdict(during),
-        "p99_ratio": during.p99_ms / before.p99_ms,
+        "niceness": niceness, "p50_ratio": during.p50_ms / before.p50_ms, "p99_ratio": during.p99_ms / before.p99_ms,
         "memory_mib": {
             f"after {settled + 1}": done.memory_bytes[settled] / 2**20, "after all": done.memory_bytes[-1] / 2**20,
         },
@@ -262,12 +267,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--swaps", type=int, default=50, help=f"as many at least; the run takes {_SWAP_S:g} s for each")
     parser.add_argument("--share", type=float, default=0.7, help="of the peak rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--niceness", type=int, default=NICENESS, choices=range(20), metavar="0 to 19",
+                        help="by which loads yield to answers; 0: not at all, for comparison")  # fmt: skip
     options = parser.parse_args(arguments)
     console, settings = Console(stderr=True), Settings.from_env()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was started is ended
     try:
         report = run(
-            settings, data=options.data, swaps=options.swaps, share=options.share, seed=options.seed, console=console
+            settings,
+            data=options.data,
+            swaps=options.swaps,
+            share=options.share,
+            seed=options.seed,
+            console=console,
+            niceness=options.niceness,
         )
     except ExplainedError as error:
         console.print(f"[red]{error}[/]")
@@ -280,7 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{load['late']} late"
         )
     console.print(f"  {report['swaps']} swaps, {report['swap_s']['median']:.2f} s each in the median")
-    console.print(f"  p99 {report['p99_ratio']:.2f} times that without swaps (at most {BAR})")
+    console.print(
+        f"  p99 {report['p99_ratio']:.2f} times that without swaps (at most {BAR}), p50 {report['p50_ratio']:.2f}; "
+        f"loads yield by {report['niceness']}"
+    )
     console.print("  memory  " + ", ".join(f"{name} {size:.0f} MiB" for name, size in report["memory_mib"].items()))
     sys.stdout.write(json.dumps(report) + "\n")
     was_done = report["swaps"] >= report["swaps_wanted"]

@@ -22,6 +22,7 @@ from features.popularity import TitleStats
 from features.profiles import ProfileFeatures, ProfileStats
 from features.ranking import title_statistics
 from features.titles import Title
+from serve.background import in_thread
 from serve.catalogue import Catalogue
 from serve.engines import Device
 from serve.errors import NotFound
@@ -147,7 +148,8 @@ class Ranker:
         """
         settings = self._settings
         async with self._changing:
-            model = await asyncio.to_thread(RankingModel.load, path, device=settings.device, threads=settings.threads)
+            run = in_thread if settings.threads == 1 else asyncio.to_thread
+            model = await run(RankingModel.load, path, device=settings.device, threads=settings.threads)
             await self._change(model=model)
         return model.version
 
@@ -311,7 +313,7 @@ class Ranker:
         live = self._live
         if titles is not None:
             same_layout = titles is self._titles and model is self._model
-            live = await asyncio.to_thread(
+            live = await in_thread(
                 _build,
                 model=model,
                 titles=titles,

@@ -16,7 +16,7 @@ export class Decisions {
      * @param {string} [options.url] where to ask; the default needs no CORS: the edge serves it beside the media
      * @param {number} [options.deadlineMs] the longest to wait for an answer
      * @param {boolean} [options.followDegraded] whether to follow answers that Playhead made without its model
-     * @param {string} [options.sessionId] names the viewing in Playhead's logs
+     * @param {string} [options.sessionId] names the viewing; the player's CMCD sid, so that what becomes of it is known
      * @param {string} [options.titleId] lets Playhead look up segment sizes and quality
      * @param {object} [options.more] more members of the question, such as cdn, asn, device, qoe
      */

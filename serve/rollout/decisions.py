@@ -8,7 +8,8 @@ comes on top.
 
 A stage is passed when what is to be kept (plays; of bitrate policies, sessions of good QoE) is shown to be no worse
 than its margin: a test of its own, whose null is a challenger exactly that much worse. Such a challenger passes with
-probability `Limits.risk` at most.
+probability `Limits.risk` at most. Before the last stage is passed, a ratio of some metrics' rates may have to be ruled
+out likewise.
 """
 
 import os
@@ -111,6 +112,7 @@ class Limits:
         least_s: seconds that a stage lasts at least, for faults that need time.
         metrics: by name, in order of precedence; their `spent` add up to 1 at most.
         kept: what must not become fewer for a stage to be passed, as the arms' counts call it.
+        bounded: metric -> ratio of its rates, above 1, that has to be ruled out before the last stage is passed.
 
     Raises:
         InvalidInput: the metrics spend more than all.
@@ -122,6 +124,7 @@ class Limits:
     least_s: float = 300.0
     metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
     kept: str = PLAYS
+    bounded: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
@@ -321,6 +324,9 @@ class Judge:
             for name, one in limits.metrics.items()
         }
         self._harmless = CountTest("more", limits.risk, tolerated=1.0 - self.stage.margin)
+        is_last = self.place + 1 == len(self.stages)
+        bounded = limits.bounded.items() if is_last else ()
+        self._bounded = {name: CountTest("fewer", limits.risk, tolerated=ratio) for name, ratio in bounded}
         self._seconds = 0.0
         self._requests = (0, 0)
 
@@ -335,7 +341,7 @@ class Judge:
             InvalidInput: a count below 0, or a share beyond 0 to 1.
         """
         share = self.stage.share if share is None else share
-        for name, test in self._tests.items():
+        for name, test in (*self._tests.items(), *self._bounded.items()):
             counted = _COUNTED.get(name, name)
             test.see(getattr(counts.challenger, counted), getattr(counts.champion, counted), share)
         kept = self.limits.kept
@@ -381,6 +387,10 @@ class Judge:
         if not self._harmless.rejected:
             margin, needed = self.stage.margin, 1.0 / self.limits.risk
             return f"{self._loss(margin)} isn't ruled out: {self._harmless.e_value:.3g} of {needed:.3g}"
+        for name, bound in self._bounded.items():
+            if not bound.rejected:
+                told, needed = f"{name} at {bound.tolerated:g} times the champion's rate", 1.0 / self.limits.risk
+                return f"{told} isn't ruled out: {bound.e_value:.3g} of {needed:.3g}"
         name, test = max(self._tests.items(), key=lambda one: one[1].log_e)
         if test.e_value >= self.limits.suspicion:
             return f"{name} is suspect: e-value {test.e_value:.3g}"
@@ -416,7 +426,7 @@ class Judge:
             "stages": [asdict(stage) for stage in self.stages], "limits": asdict(self.limits), "place": self.place,
             "blamed": None if self._blamed is None else list(self._blamed), "seconds": self._seconds,
             "requests": list(self._requests), "tests": {name: test.state() for name, test in self._tests.items()},
-            "harmless": self._harmless.state(),
+            "harmless": self._harmless.state(), "bounded": {name: test.state() for name, test in self._bounded.items()},
         })  # fmt: skip
 
     @classmethod
@@ -436,4 +446,5 @@ class Judge:
         judge._requests = (state["requests"][0], state["requests"][1])
         judge._tests = {name: CountTest.from_state(state["tests"][name]) for name in metrics}
         judge._harmless = CountTest.from_state(state["harmless"])
+        judge._bounded = {name: CountTest.from_state(test) for name, test in state.get("bounded", {}).items()}
         return judge

@@ -8,11 +8,13 @@ when the last request that holds it is answered.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
 from serve.artifacts import MANIFEST
+from serve.background import yielding
 from serve.clock import now_ms
 from serve.errors import ArtifactError
 from serve.gateway.stages import ModelState
@@ -151,7 +153,8 @@ class Fleet(Generic[S]):
             try:
                 path = await asyncio.to_thread(_folder, self._models / self._model / version)
                 stage = await self._make()
-                await stage.load(path)
+                with yielding() if self.lineup.champion.version is not None else nullcontext():
+                    await stage.load(path)
             except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
                 self._refuse(version, error)
             else:

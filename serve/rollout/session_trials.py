@@ -22,6 +22,7 @@ from serve.rollout.asked import Asked
 from serve.rollout.assignment import place
 from serve.rollout.decisions import (
     GOOD_QOE,
+    REBUFFERED,
     SESSION_METRICS,
     STAGES,
     Decision,
@@ -38,7 +39,7 @@ from serve.watchtower.state import checked, stamped
 SETTLED_MS: Final = 5_000
 """After a stage begins, until all replicas go by its share."""
 
-SESSION_LIMITS: Final = Limits(metrics=SESSION_METRICS, kept=GOOD_QOE)
+SESSION_LIMITS: Final = Limits(metrics=SESSION_METRICS, kept=GOOD_QOE, bounded={REBUFFERED: 1.2})
 
 KIND: Final = "rollout-session-trial"
 

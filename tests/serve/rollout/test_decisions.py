@@ -40,6 +40,22 @@ def until(judge, counts, action, most=200):
     raise AssertionError(f"never {action}: {decision.reason}")
 
 
+def test_a_ratio_has_to_be_ruled_out_before_the_last_stage_is_passed():
+    judge = Judge(limits=Limits(least_s=1.0, bounded={ERRORS: 1.5}))
+    waited = []
+    for stage in STAGES:
+        challenger = ArmCounts(plays=int(3e5 * stage.share), errors=round(10 * stage.share))
+        champion = ArmCounts(plays=int(3e5 * (1 - stage.share)), errors=round(10 * (1 - stage.share)))
+        counts = WindowCounts(challenger=challenger, champion=champion)
+        first = judge.see(counts)
+        waited.append((first.action, until(judge, counts, "advance").seconds if first.action == "wait" else 1.0))
+        judge = Judge.from_state(json.loads(json.dumps(judge.state())))
+        judge.advance()
+    assert [action for action, _ in waited] == ["advance", "advance", "wait"]
+    assert waited[-1][1] > 10, "plays were enough at once, errors were not"
+    assert "errors at 1.5 times the champion's rate isn't ruled out" in first.reason
+
+
 def test_a_challenger_that_is_alike_passes_all_stages():
     judge = Judge(limits=SOON)
     for stage in STAGES:
