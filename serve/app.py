@@ -182,8 +182,7 @@ async def open_gateway(
     rollouts = RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None)
     online = OnlineRoutes(settings, stages, metrics, arguments.model)
     beside.append(lambda: every(ONLINE_LOOK_S, online.look))
-    closed += [rollouts, online]
-    closed += [*followers, steered] if steered else followers
+    closed += [rollouts, online, *followers, *([steered] if steered else [])]
 
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
