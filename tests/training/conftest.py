@@ -32,7 +32,9 @@ def small_ray():
     with (
         subprocess.Popen(
             [sys.executable, "-c", HOLDER, json.dumps(fields)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path.cwd(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path.cwd(),
         ) as holder,  # fmt: skip
         pytest.MonkeyPatch.context() as patch,
     ):
