@@ -31,7 +31,7 @@ from serve.errors import PlayheadError
 _PREPARATION_DEADLINE_S: Final = 24 * 3600.0  # training on somebody's own data may be long
 _RUNNING_DEADLINE_S: Final = 180.0
 _READY_DEADLINE_S: Final = 60.0
-_WORKERS: Final = ("sinks", "watchtower")
+_WORKERS: Final = ("sinks", "watchtower", "registry")
 """Parts that work on the logs."""
 
 _LOOK_S: Final = 0.5

@@ -2,6 +2,7 @@
 
     sinks        drain logs into Parquet files: watch events, from which models are trained; sessions; exposures
     watchtower   a replica of the Watchtower; any number may run, on any machine that reaches the store
+    registry     mirrors who answers into the registry's aliases, and fetches versions that are not on this machine
 
 Settings come from the environment. A part ends on SIGTERM and when its standard input ends, after the round it is in;
 what it had not acknowledged, the next one takes up.
@@ -66,7 +67,21 @@ def watchtower(settings: Settings, stop: threading.Event) -> None:
         telling.join()
 
 
-PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {"sinks": drain, "watchtower": watchtower}
+def registry(settings: Settings, stop: threading.Event) -> None:
+    """Mirror plans into the registry; MLflow's 250 MB are held only while something is to be done."""
+    import redis  # noqa: PLC0415
+
+    from training.mirroring import RegistryMirror, in_child  # noqa: PLC0415
+
+    with redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0) as store:
+        RegistryMirror(settings.models, in_child(stop)).run(store, stop)
+
+
+PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {
+    "sinks": drain,
+    "watchtower": watchtower,
+    "registry": registry,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1])

@@ -32,6 +32,8 @@ LINEAGE_TAG: Final = "playhead.lineage"
 METRICS_TAG: Final = "playhead.metrics"
 
 _PAGE: Final = 200
+_FETCHING: Final = ".fetch-"
+_LEFT_S: Final = 6 * 3600.0
 _MOST_FILES: Final = 2048
 _MOST_BYTES: Final = 16 << 30
 _MOST_TAG: Final = 60_000  # characters
@@ -229,7 +231,8 @@ class Registry:
             return read_artifact(target)
         found = self._known(model, version)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+        _clean(target.parent)
+        with tempfile.TemporaryDirectory(prefix=_FETCHING, dir=target.parent) as folder:
             self._tracking.ask(lambda client: _download(client, found, Path(folder)))
             try:
                 fetched = read_artifact(Path(folder) / version)
@@ -340,6 +343,14 @@ def _download(client: Any, found: Registered, folder: Path) -> None:
         if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise _corrupt(found, str(error)[:300], "the files that were registered") from error
         raise
+
+
+def _clean(folder: Path) -> None:
+    """Remove what fetches that were killed left there."""
+    for left in folder.glob(f"{_FETCHING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left)
 
 
 def _corrupt(found: Registered, got: str, expected: str) -> ArtifactError:

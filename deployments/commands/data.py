@@ -1,4 +1,4 @@
-"""`playhead data prepare NAME`, `playhead data import PATH`."""
+"""`playhead data`: prepare, import, snapshot, check."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +52,68 @@ def import_(
         output.console.print(f"{len(report.problems)} problems; nothing was written")
         output.answer({"name": chosen, "problems": [asdict(problem) for problem in report.problems]})
         raise typer.Exit(FAILED)
+
+
+@app.command("snapshot")
+def snapshot(
+    base: Annotated[str, typer.Argument(help="The data set that the store was filled from.")] = "ml-100k",
+    *,
+    name: Annotated[str, typer.Option(help="Name of the snapshot.")] = "live",
+    until: Annotated[str, typer.Option(help="Leave out what is of this time (ISO 8601, UTC) and later.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write a data set and what viewers did since as a data set for training."""
+    from features.settings import Settings  # noqa: PLC0415
+    from training.snapshots import take_snapshot  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        _tell(output, take_snapshot(Settings.from_env(), base, name=name, until_ms=_milliseconds(until)))
+
+
+@app.command("check")
+def check(
+    name: Annotated[str, typer.Argument(help="ml-100k, synthetic, or the name of an imported set or a snapshot.")],
+    *,
+    until: Annotated[str, typer.Option(help="Nothing may be of this time (ISO 8601, UTC) or later.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Judge a data set as training does, beside what the recommender learned from last."""
+    from features.settings import Settings  # noqa: PLC0415
+    from training.checks import check_data, read_profile  # noqa: PLC0415
+    from training.datasets import prepare as opened  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        settings = Settings.from_env()
+        until_ms = _milliseconds(until)
+        report = check_data(opened(name, settings), read_profile(settings, "recommend"), until_ms=until_ms)
+        for problem in report.problems:
+            output.console.print(f"  {problem}", markup=False, soft_wrap=True)
+        warnings = len(report.problems) - len(report.errors)
+        output.console.print(f"{name}: {len(report.errors)} errors, {warnings} warnings")
+        output.answer(report.as_json())
+        if not report.ok:
+            raise typer.Exit(FAILED)
+
+
+def _milliseconds(until: str) -> int | None:
+    """A time as UTC milliseconds; None where none is given.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    from serve.errors import InvalidInput  # noqa: PLC0415
+
+    if not until:
+        return None
+    try:
+        at = datetime.fromisoformat(until)
+    except ValueError:
+        raise InvalidInput(
+            field="--until", got=until, expected="a time such as 2026-11-28T12:00:00", next_step="Correct the time."
+        ) from None
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _tell(output: Output, dataset: "Dataset") -> None:

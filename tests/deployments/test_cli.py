@@ -24,7 +24,7 @@ SURFACE = {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
         *("demo", "load", "home", "sessions", "rollout"),
     },
-    ("data",): {"prepare", "import"},
+    ("data",): {"prepare", "import", "snapshot", "check"},
     ("train",): {"recommend", "bitrate", "quality"},
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
     ("quality",): {"title"},
@@ -46,6 +46,8 @@ OPTIONS = {
     ("doctor",): {"--port", "--data", "--json"},
     ("data", "prepare"): {"--json"},
     ("data", "import"): {"--name", "--json"},
+    ("data", "snapshot"): {"--name", "--until", "--json"},
+    ("data", "check"): {"--until", "--json"},
     ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
     ("train", "bitrate"): {
         *("--traces", "--format", "--sizes", "--vmaf", "--segment-s", "--rounds", "--minutes", "--seed", "--resume"),

@@ -116,7 +116,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
     (port,) = free_ports(1)
     held = Held(home_settings, StackOptions(placement=str(noop_placement), port=port, data="d", prepare=False))
     state = held.ready()
-    assert set(state.parts) == {"valkey", "ray", "sinks", "watchtower"}
+    assert set(state.parts) == {"valkey", "ray", "sinks", "watchtower", "registry"}
     answer = get(f"{state.url}/readyz")
     assert answer.pop("inner") > 0
     assert answer == {"home": str(home_settings.home), "redis_url": state.redis_url, "dataset": "d"}
@@ -137,7 +137,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
         assert store.get("kept") == b"1"
 
     # and so do the parts that work on the logs
-    for name in ("sinks", "watchtower"):
+    for name in ("sinks", "watchtower", "registry"):
         os.kill(state.parts[name].pid, signal.SIGKILL)
         held.wait(lambda name=name: parts(home_settings)[name].pid != state.parts[name].pid, f"another {name}", 20)
 
@@ -163,7 +163,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
         ),
     )
     guest_state = guest.ready()
-    assert set(guest_state.parts) == {"ray", "sinks", "watchtower"}
+    assert set(guest_state.parts) == {"ray", "sinks", "watchtower", "registry"}
     assert guest_state.url == state.url
     assert get(f"{state.url}/guest/readyz")["dataset"] == "theirs"
     assert get(f"{state.url}/readyz")["dataset"] == "d"
@@ -214,7 +214,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next_which_leaves_a_given_store_alone
     assert members(left.parts) == []
     assert not Path(left.temporary).exists()
     assert any("a run that died" in line.get("text", "") for line in second.told)
-    assert set(state.parts) == {"ray", "sinks", "watchtower"}
+    assert set(state.parts) == {"ray", "sinks", "watchtower", "registry"}
     assert get(f"{state.url}/readyz")["redis_url"] == valkey_url
     assert second.end(signal.SIGTERM) == 0
     assert members(state.parts) == []

@@ -1,18 +1,23 @@
-"""One small Ray for all tests of training that need one, started when the first asks for it."""
+"""Made once for all tests that need them: an embedded registry, three versions, and one small Ray."""
 
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-import ray
 
 from deployments.rays import own_place
+from serve.artifacts import Artifact
+from tests.contracts.small_model import export
+from tests.training.versions import settings_of, variant
 from training.jobs import connected
+from training.registry import Registry
 
 HOLDER = """
 import json, sys
@@ -25,7 +30,7 @@ with connected(RayPlace(**json.loads(sys.argv[1])), "holder"):
 
 
 @pytest.fixture(scope="session")
-def small_ray():
+def small_ray() -> Iterator[Any]:
     folder = Path(tempfile.mkdtemp(prefix="ph-test-", dir="/tmp"))
     place = own_place(folder)
     fields = {name: getattr(place, name) for name in place.__dataclass_fields__}
@@ -42,7 +47,19 @@ def small_ray():
             patch.setenv(name, value)
         address = json.loads(holder.stdout.readline())
         with connected(replace(place, address=address), "tests"):
-            yield ray
+            yield sys.modules["ray"]
         holder.stdin.close()
         holder.wait(60)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    return Registry.of(settings_of(tmp_path_factory.mktemp("home")), {})
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    folder = tmp_path_factory.mktemp("versions")
+    first = export(folder / "made", graphs=("titles",))
+    return [variant(first, folder, mark) for mark in range(3)]

@@ -10,42 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from features.settings import Settings
 from serve.artifacts import Artifact
 from serve.errors import ArtifactError, InvalidInput, NotFound, Unavailable
-from tests.contracts.small_model import export, resealed_artifact
-from training.lineage import environment, lineage_of
+from tests.training.versions import settings_of, variant
+from training.lineage import environment
 from training.registry import LINEAGE_TAG, METRICS_TAG, Registered, Registry
 
 MODEL = "small"
-
-
-def settings_of(home: Path) -> Settings:
-    return Settings(home=home, redis_url="redis://127.0.0.1:1/0", feast_registry="")
-
-
-def variant(artifact: Artifact, folder: Path, mark: int) -> Artifact:
-    """Another version of the same model, with a lineage of its own."""
-    lineage = lineage_of(None, seed=mark, parent=artifact.version)
-
-    def change(_path: Path, manifest: object) -> object:
-        return artifact.manifest.model_copy(
-            update={"parameters": {**artifact.manifest.parameters, "mark": mark}, "lineage": lineage}
-        )
-
-    return resealed_artifact(artifact, folder, change)
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    return Registry.of(settings_of(tmp_path_factory.mktemp("home")), {})
-
-
-@pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
-    folder = tmp_path_factory.mktemp("versions")
-    first = export(folder / "made", graphs=("titles",))
-    return [variant(first, folder, mark) for mark in range(3)]
 
 
 def registered(registry: Registry, artifact: Artifact) -> Registered:

@@ -45,15 +45,33 @@ def check_values(frame: pl.DataFrame, table: TableName, now_ms: int) -> list[Pro
                     next_step=next_step,
                 )
     if {"position_s", "duration_s"} <= set(frame.columns):
-        end = pl.col("duration_s")
         problems += at_rows(
-            frame.filter((end > 0) & (pl.col("position_s") > end + POSITION_TOLERANCE_S)),
+            frame.filter(_beyond_end()),
             shown=pl.format("{} of {}", "position_s", "duration_s"),
             column="position_s",
             expected="at most duration_s",
             next_step="Give both in seconds; write duration_s 0 where it is unknown.",
         )
     return problems
+
+
+def wrong_rows(frame: pl.DataFrame, table: TableName, now_ms: int) -> pl.Series:
+    """Which rows break a rule that `check_values` names, as a Boolean series.
+
+    Args:
+        frame: typed columns.
+        table: which table.
+        now_ms: UTC ms.
+    """
+    wrong = [rule for column in columns(table) if column.name in frame.columns for rule, *_ in _rules(column, now_ms)]
+    if {"position_s", "duration_s"} <= set(frame.columns):
+        wrong.append(_beyond_end())
+    return frame.select(pl.any_horizontal(rule.fill_null(value=False) for rule in wrong)).to_series()
+
+
+def _beyond_end() -> pl.Expr:
+    end = pl.col("duration_s")
+    return (end > 0) & (pl.col("position_s") > end + POSITION_TOLERANCE_S)
 
 
 def _rules(column: Column, now_ms: int) -> list[tuple[pl.Expr, str, str]]:

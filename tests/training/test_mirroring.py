@@ -1,0 +1,102 @@
+"""Plans mirrored into the registry: a real store, a real registry, real versions."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import orjson
+import pytest
+import redis
+
+from features.settings import Settings
+from serve.artifacts import Artifact, read_artifact
+from serve.rollout.board import MODELS, plan_key
+from serve.rollout.plans import RolloutPlan
+from tests.training.versions import settings_of, variant
+from training import mirroring
+from training.mirroring import Followed, RegistryMirror, follow_plan, in_child, in_process
+from training.registry import Registry
+
+MODEL = "small"
+
+
+@pytest.fixture
+def own(registry: Registry, versions: list[Artifact], tmp_path: Path) -> tuple[Registry, Path, list[Artifact]]:
+    """The shared registry, a models' folder, and two versions in it that the registry does not know."""
+    models = tmp_path / "models"
+    mark = abs(hash(tmp_path.name)) % 10**9
+    return registry, models, [variant(versions[0], models / MODEL, mark + more) for more in (0, 1)]
+
+
+def put(store: redis.Redis, plan: RolloutPlan) -> None:
+    store.set(plan_key(plan.model), orjson.dumps(plan.as_json()))
+    store.sadd(MODELS, plan.model)
+
+
+def test_aliases_say_what_the_plan_says(own: tuple[Registry, Path, list[Artifact]]) -> None:
+    registry, models, (one, two) = own
+    plan = RolloutPlan(model=MODEL, revision=1, champion=one.version, challenger=two.version)
+    alone = follow_plan(registry, plan)
+    assert len(alone.missing) == 2
+    assert "the registry does not know it" in alone.missing[0]
+    first = follow_plan(registry, plan, models)
+    assert first.registered == (one.version, two.version)
+    assert registry.aliases(MODEL) == {"champion": one.version, "challenger": two.version}
+    assert follow_plan(registry, plan, models) == Followed()
+    promoted = plan.promoted(2)
+    assert set(follow_plan(registry, promoted, models).changed) == {"champion", "challenger", "previous"}
+    assert registry.aliases(MODEL) == {"champion": two.version, "previous": one.version}
+    gone = follow_plan(registry, RolloutPlan(model=MODEL, champion="0" * 12), models)
+    assert "000000000000" in gone.missing[0]
+    assert registry.aliases(MODEL) == {}  # not the champion that was
+
+
+def test_a_machine_that_lacks_a_version_fetches_it(
+    own: tuple[Registry, Path, list[Artifact]], tmp_path: Path, store: redis.Redis
+) -> None:
+    registry, models, (one, two) = own
+    put(store, RolloutPlan(model=MODEL, revision=1, champion=one.version, shadow=two.version))
+    RegistryMirror(models, in_process(registry, models)).look(store)
+    elsewhere = tmp_path / "elsewhere"
+    mirror = RegistryMirror(elsewhere, in_process(registry, elsewhere))
+    assert mirror.look(store)[MODEL].fetched == (one.version, two.version)
+    assert read_artifact(elsewhere / MODEL / two.version).manifest == two.manifest
+    assert mirror.look(store) == {}
+    shutil.rmtree(elsewhere / MODEL / one.version)
+    assert mirror.look(store)[MODEL].fetched == (one.version,)
+
+
+def test_it_waits_for_what_is_away_and_says_so_once(
+    own: tuple[Registry, Path, list[Artifact]], settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, store: redis.Redis,
+) -> None:  # fmt: skip
+    registry, models, (one, _) = own
+    monkeypatch.setattr(mirroring, "_FIRST_REST_S", 0.0)
+    put(store, RolloutPlan(model=MODEL, revision=1, champion=one.version))
+    down = Registry.of(settings_of(tmp_path), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    mirror = RegistryMirror(models, in_process(down, models))
+    for _ in range(3):
+        assert mirror.look(store) == {}
+    assert caplog.text.count("an MLflow registry that answers") == 1
+    mirror._work = in_process(registry, models)
+    assert mirror.look(store)[MODEL].registered == (one.version,)
+    with redis.Redis(port=1, socket_timeout=1, retry=None) as nobody:
+        for _ in range(3):
+            assert mirror.look(nobody) == {}
+    assert caplog.text.count("the store does not answer") == 1
+    store.set(plan_key(MODEL), b"{}")
+    assert mirror.look(store) == {}
+    assert "cannot be read" in caplog.text
+
+
+def test_it_works_in_a_process_of_its_own(
+    own: tuple[Registry, Path, list[Artifact]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, (one, _) = own
+    monkeypatch.setenv("PLAYHEAD_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    plan = RolloutPlan(model=MODEL, revision=1, champion=one.version)
+    followed = in_child(threading.Event())([plan])
+    assert followed[MODEL].registered == (one.version,)
+    assert Registry.of(settings_of(tmp_path), {}).aliases(MODEL) == {"champion": one.version}
