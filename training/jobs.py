@@ -37,7 +37,7 @@ _LOOK_S: Final = 0.5
 _ANSWER_S: Final = 60.0
 """The longest silence of a worker: training holds the interpreter for seconds at most."""
 _ENDING_S: Final = 10.0
-_WAITING_NOTE_S: Final = 5.0
+_WAITING_NOTE_S: Final = 20.0
 _LONGEST_GOT: Final = 1200
 
 _log = logging.getLogger(__name__)

@@ -227,8 +227,9 @@ def streamed_statistics(events: pl.LazyFrame, rows: Mapping[str, int], edges: ND
         placed[at] = values
         return placed
 
-    counts = [laid_out(known[name].to_numpy(), 0.0).cumsum(axis=0) for name in _COUNTS]
+    plays, finishes, ups, downs = (laid_out(known[name].to_numpy(), 0.0).cumsum(axis=0) for name in _COUNTS)
     with np.errstate(divide="ignore"):
         steps_summed = np.log2(known["weight"].to_numpy()) + edges[at[0]] / HALF_LIFE_MS
     trend = np.logaddexp2.accumulate(laid_out(steps_summed, NO_TREND), axis=0)
-    return np.stack([statistics_matrix(*(count[m] for count in counts), trend[m]) for m in range(len(ends))])
+    columns = zip(plays, finishes, ups, downs, trend, strict=True)
+    return np.stack([statistics_matrix(*moment) for moment in columns])

@@ -28,9 +28,6 @@ from training.recommend.interactions import Interactions
 BATCH_ROWS: Final = 131_072
 """Rows of a block that a worker looks at at a time."""
 
-FROM_ROWS: Final = 20_000_000
-"""Events from which on training reads a data set in this way."""
-
 _COLUMNS: Final = ("profile_id", "title_id", "kind", "ts")
 _BITS: Final = {kind.value: 1 << (code - 1) for kind, code in KIND_CODES.items()}
 
@@ -56,7 +53,7 @@ def stream_interactions(paths: Sequence[Path], source: str, *, until_ms: int | N
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # ties in time keep the order of the files
-    columns = ray.data.read_parquet(files, columns=list(_COLUMNS))
+    columns = ray.data.read_parquet(files).select_columns(list(_COLUMNS))
     options: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": BATCH_ROWS}
     titles, users = _names(columns.map_batches(_distinct, fn_kwargs={"until_ms": until_ms}, **options))
     if not titles:
