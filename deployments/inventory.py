@@ -1,7 +1,7 @@
 """Which model versions lie on this machine."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class ModelVersion:
         created: ISO 8601, UTC; empty where unknown.
         data_snapshot: names what it was trained on; empty where unknown.
         metrics: what evaluation measured.
+        lineage: where it comes from; empty where unknown.
         trouble: what is wrong with its files; empty when nothing is.
     """
 
@@ -29,6 +30,7 @@ class ModelVersion:
     created: str = ""
     data_snapshot: str = ""
     metrics: dict[str, Any]
+    lineage: dict[str, Any] = field(default_factory=dict)
     trouble: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -107,4 +109,5 @@ def _version(path: Path, champion: Path | None) -> ModelVersion:
         created=manifest.created.isoformat(timespec="seconds"),
         data_snapshot=manifest.data_snapshot,
         metrics=dict(manifest.metrics),
+        lineage={} if manifest.lineage is None else manifest.lineage.model_dump(mode="json"),
     )

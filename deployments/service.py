@@ -11,7 +11,14 @@ from serve.errors import InvalidInput, PlayheadError, Unavailable
 _TIMEOUT_S: Final = 10.0
 
 
-def ask(url: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+def ask(
+    url: str,
+    path: str,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> dict[str, Any]:
     """Ask for something.
 
     Args:
@@ -19,6 +26,7 @@ def ask(url: str, path: str, body: object = None, headers: Mapping[str, str] | N
         path: what to ask for, with its query.
         body: posted as JSON; None: nothing is posted.
         headers: sent as well.
+        timeout_s: the longest wait.
 
     Raises:
         InvalidInput: the service refused the request; with its words.
@@ -26,7 +34,7 @@ def ask(url: str, path: str, body: object = None, headers: Mapping[str, str] | N
     """
     posted = None if body is None else json.dumps(body).encode()
     try:
-        with open_url(url + path, _TIMEOUT_S, posted, headers) as answer:
+        with open_url(url + path, timeout_s, posted, headers) as answer:
             found: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         raise _refusal(error) from error

@@ -17,11 +17,11 @@ import polars as pl
 
 from features.events import CLOCK_TOLERANCE_MS, EventKind
 from serve.errors import PlayheadError
+from training.data_profiles import DataProfile, profile_of, read_profile, write_profile
 from training.datasets.dataset import Dataset
 from training.datasets.problems import FILE, ROW, Problem
 from training.datasets.schema import TABLES, TableName, polars_schema
 from training.datasets.validation import check_keys, check_titles_known, check_values
-from training.profiles import DataProfile, profile_of, read_profile, write_profile
 
 __all__ = [
     "DataProblem",

@@ -297,5 +297,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.nice(5)  # answers go first
+    os.nice(10)  # answers go first
     main()

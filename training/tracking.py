@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+import httpx
+
 from serve.errors import PlayheadError, Unavailable
 
 _DEFAULTS: Final = {
@@ -30,8 +32,8 @@ _DEFAULTS: Final = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_CONFIGURE_LOGGING": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds; MLflow's own 120 and 7 tries make an answer of minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds; MLflow's own 120 and 7 tries make an answer of minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 _PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _FILE: Final = "sqlite:///"
@@ -110,10 +112,12 @@ class Tracking:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.closing(sqlite3.connect(path, timeout=_LOCKED_S)) as database:
                     database.execute("PRAGMA journal_mode=WAL")  # kept in the file: readers never wait for a writer
-            elif parts.hostname is not None:
+            elif parts.scheme == "http":
+                httpx.get(f"{uri.rstrip('/')}/health", timeout=_CONNECT_S)  # any answer will do
+            elif parts.hostname is not None:  # what a certificate must be signed by is the client's business
                 port = parts.port or _PORTS.get(parts.scheme.split("+")[0], 443)
                 socket.create_connection((parts.hostname, port), timeout=_CONNECT_S).close()
-        except (sqlite3.Error, OSError, ValueError) as error:
+        except (sqlite3.Error, OSError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._unavailable(str(error)) from error
 
     def _unavailable(self, got: str) -> Unavailable:

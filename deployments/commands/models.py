@@ -1,29 +1,123 @@
-"""`playhead models`."""
+"""`playhead models`, `playhead models diff`."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deployments.commands.output import Json, answering
+import typer
+
+from deployments.commands.output import Json, Output, answering
+
+if TYPE_CHECKING:
+    from deployments.overview import Version
+
+app = typer.Typer(help="Versions of models: which there are, who answers, what differs.")
+
+Url = Annotated[str, typer.Option(help="The service; the one that is up on this machine if not given.")]
 
 
-def models(*, as_json: Json = False) -> None:
-    """List the model versions on this machine; the champion answers requests."""
+@app.callback(invoke_without_command=True)
+def models(context: typer.Context, *, url: Url = "", as_json: Json = False) -> None:
+    """List the versions of models: on this machine and in the registry, with what the running service says of them."""
+    if context.invoked_subcommand is not None:
+        return
     from rich.table import Table  # noqa: PLC0415
 
-    from deployments.inventory import model_versions  # noqa: PLC0415
+    from deployments.overview import look_over  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
-        versions = model_versions(Settings.from_env().models)
-        table = Table("model", "version", "", "created", "hr@10", "trouble", box=None, pad_edge=False)
-        rows: list[dict[str, Any]] = []
-        for entry in versions:
-            mark = "champion" if entry.champion else ""
-            table.add_row(entry.name, entry.version, mark, entry.created, _metric(entry.metrics), entry.trouble)
-            rows.append(entry.as_json())
-        output.console.print(table if rows else "no models yet: playhead train recommend")
-        output.answer({"models": rows})
+        found = look_over(Settings.from_env(), url)
+        table = Table(box=None, pad_edge=False)
+        for title in ("model", "version", "role", "answers", "created", "metric", ""):
+            table.add_column(title, no_wrap=True)
+        table.add_column("from")
+        for entry in found.versions:
+            table.add_row(*_cells(entry))
+        output.console.print(table if found.versions else "no models yet: playhead train recommend")
+        words = [f"{entry.name} {entry.version}: {text}" for entry in found.versions for text in _troubles(entry)]
+        for note in (*words, *found.notes):
+            output.console.print(f"  {note}", markup=False, soft_wrap=True)
+        answer = {"models": [entry.as_json() for entry in found.versions], "notes": found.notes}
+        output.answer({**answer, "service": found.service})
 
 
-def _metric(metrics: dict[str, Any]) -> str:
-    value = metrics.get("hr@10")
-    return f"{value:.4f}" if isinstance(value, float) else ""
+@app.command("diff")
+def diff(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="[MODEL] A B", help="Two versions: champion, challenger, previous, or hex digits."),
+    ],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Say what differs between two versions: lineage, parameters, metrics, graphs, files, vocabulary."""
+    from deployments.differences import compare  # noqa: PLC0415
+    from deployments.overview import find, look_over  # noqa: PLC0415
+    from features.settings import Settings  # noqa: PLC0415
+    from serve.errors import InvalidInput  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        if len(names) not in (2, 3):
+            raise InvalidInput(
+                field="versions", got=" ".join(names), expected="[MODEL] A B", next_step="Name two versions."
+            )
+        settings = Settings.from_env()
+        versions = look_over(settings).versions
+        *model, first, second = names
+        given = model[0] if model else None
+        found = compare(settings, find(versions, given, first), find(versions, given, second))
+        _tell(output, found)
+        output.answer(found)
+
+
+def _troubles(entry: "Version") -> list[str]:
+    reasons = entry.health["reasons"] if entry.health is not None else ()
+    return [text for text in (entry.trouble, *reasons) if text]
+
+
+def _cells(entry: "Version") -> tuple[str, ...]:
+    lineage = entry.lineage
+    data = f"{lineage['dataset']} {lineage['rows']:,}" if lineage.get("dataset") else entry.data_snapshot[:12]
+    if lineage.get("parent"):
+        data += f", after {lineage['parent']}"
+    if not entry.here:
+        data += ", only in the registry"
+    answers = "" if entry.share is None else f"{entry.share:.0%}"
+    if entry.health is not None and entry.health["state"] != "unknown":
+        answers += f" {entry.health['state']}"
+    return (
+        entry.name,
+        entry.version,
+        entry.role,
+        answers,
+        entry.created[5:16].replace("T", " "),
+        f"{entry.headline} {entry.value:.4f}" if entry.value is not None else "",
+        "" if entry.difference is None else f"{entry.difference:+.4f}",
+        data,
+    )
+
+
+def _tell(output: Output, found: Mapping[str, Any]) -> None:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("", "", found["first"], found["second"], "", box=None, pad_edge=False)
+    for part in ("manifest", "lineage", "parameters", "metrics"):
+        for name, pair in found[part].items():
+            difference = f"{pair['difference']:+.4g}" if "difference" in pair else ""
+            table.add_row(part, name, _shown(pair["first"]), _shown(pair["second"]), difference)
+    for part in ("graphs", "files"):
+        for change, names in found[part].items():
+            if names:
+                table.add_row(part, change, "", ", ".join(names), "")
+    if (titles := found["vocabulary"]) is not None:
+        table.add_row("vocabulary", "titles", f"{titles['first']:,}", f"{titles['second']:,}", "")
+        for change in ("added", "removed"):
+            if titles[change]:
+                more = " ..." if titles[change] > len(titles[f"{change}_titles"]) else ""
+                listed = ", ".join(titles[f"{change}_titles"]) + more
+                table.add_row("vocabulary", f"{change} {titles[change]:,}", "", listed, "")
+    output.console.print(table)
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)[:200]

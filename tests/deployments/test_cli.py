@@ -27,6 +27,7 @@ SURFACE = {
     ("data",): {"prepare", "import", "snapshot", "check"},
     ("train",): {"recommend", "bitrate", "quality"},
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
+    ("models",): {"diff"},
     ("quality",): {"title"},
     ("demo",): {"outage"},
     ("rollout",): {"promote", "rollback", "pause", "shadow", "status", "changes"},
@@ -69,7 +70,8 @@ OPTIONS = {
     ("eval", "rollout"): {"--seed", "--runs", "--json"},
     ("eval", "quality"): {"--model", "--backend", "--every", "--json"},
     ("quality", "title"): {"--reference", "--title-id", "--segment-s", "--every", "--model", "--json"},
-    ("models",): {"--json"},
+    ("models",): {"--url", "--json"},
+    ("models", "diff"): {"--json"},
     ("compile",): {"--target", "--version", "--arch", "--again", "--json"},
     ("load",): {"--rps", "--seconds", "--seed", "--url", "--allow-remote", "--html", "--json"},
     ("home",): {"--url", "--json"},
@@ -191,7 +193,7 @@ def test_doctor_on_a_fresh_machine(playhead):
 def test_models_of_an_empty_home(playhead):
     result = playhead("models", "--json")
     assert result.exit_code == 0
-    assert last_line(result) == {"models": []}
+    assert last_line(result) == {"models": [], "notes": [], "service": ""}
 
 
 def test_an_error_is_told_to_people_and_to_scripts(playhead):

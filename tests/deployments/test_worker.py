@@ -2,6 +2,8 @@ import asyncio
 import os
 import time
 
+import orjson
+import psutil
 import pytest
 import redis
 
@@ -11,6 +13,8 @@ from deployments.state import RunFolder
 from features.events import Event, EventKind
 from features.sink import read_log
 from features.stream import EventWriter
+from serve.rollout.board import MODELS, plan_key
+from serve.rollout.plans import RolloutPlan
 from serve.watchtower import board
 
 
@@ -63,4 +67,24 @@ def test_a_watchtower_takes_its_roles_and_gives_them_back(settings):
         child.popen.stdin.close()
         assert child.popen.wait(20) == 0, child.log_tail()
         assert store.get(board.lease_key(board.OUTAGE_ROLE)) is None
+    child.popen.stdout.close()
+
+
+def test_the_registry_part_looks_and_ends_when_asked(settings):
+    """It holds no MLflow while there is nothing to do; a plan of a version that is nowhere ends nothing."""
+    environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
+    environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    child = start_worker("registry", RunFolder(settings.home), environment)
+    with redis.Redis.from_url(settings.redis_url) as store:
+        plan = RolloutPlan(model="recommend", revision=1, champion="0" * 12)
+        store.set(plan_key("recommend"), orjson.dumps(plan.as_json()))
+        store.sadd(MODELS, "recommend")
+        deadline = time.monotonic() + 60
+        while "MLflow registry that answers" not in child.log_tail():
+            assert time.monotonic() < deadline, child.log_tail()
+            assert child.exit_status() is None, child.log_tail()
+            time.sleep(0.05)
+    assert psutil.Process(child.record.pid).memory_info().rss < 200 << 20
+    child.popen.stdin.close()
+    assert child.popen.wait(20) == 0, child.log_tail()
     child.popen.stdout.close()

@@ -14,7 +14,7 @@ import pytest
 
 from deployments.rays import own_place
 from serve.artifacts import Artifact
-from tests.contracts.small_model import export
+from tests.contracts.small_model import small_artifact
 from tests.training.versions import settings_of, variant
 from training.jobs import connected
 from training.registry import Registry
@@ -61,5 +61,4 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 @pytest.fixture(scope="session")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     folder = tmp_path_factory.mktemp("versions")
-    first = export(folder / "made", graphs=("titles",))
-    return [variant(first, folder, mark) for mark in range(3)]
+    return [variant(small_artifact(), folder, mark) for mark in range(3)]

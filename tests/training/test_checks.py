@@ -9,10 +9,10 @@ import pytest
 
 from features.settings import Settings
 from training.checks import DataProfile, DataRefused, check_data, read_profile, require, write_profile
+from training.data_profiles import profile_path
 from training.datasets import Dataset
 from training.datasets.dataset import write_dataset
 from training.datasets.synthetic import prepare_synthetic
-from training.profiles import profile_path
 
 NOW = 1_800_000_000_000
 DAY = 24 * 3_600_000

@@ -133,6 +133,18 @@ def test_a_registry_that_is_down_is_told_at_once(scheme: str, versions: list[Art
     assert "secret" not in str(caught.value)
 
 
+def test_a_registry_that_hangs_is_told_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections, as a server that was stopped does, and answers nothing."""
+    monkeypatch.setattr("training.tracking._CONNECT_S", 0.2)
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as hung:
+        address = f"http://127.0.0.1:{hung.getsockname()[1]}"
+        registry = Registry.of(settings_of(tmp_path), {"MLFLOW_TRACKING_URI": address})
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="timed out"):
+            registry.versions()
+        assert time.monotonic() - began < 5
+
+
 def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     (tmp_path / "mlflow").mkdir()
     (tmp_path / "mlflow" / "mlflow.db").write_text("no database at all" * 100)
