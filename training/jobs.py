@@ -37,7 +37,7 @@ _LOOK_S: Final = 0.5
 _ANSWER_S: Final = 60.0
 """The longest silence of a worker: training holds the interpreter for seconds at most."""
 _ENDING_S: Final = 10.0
-_WAITING_NOTE_S: Final = 5.0
+_WAITING_NOTE_S: Final = 20.0
 _LONGEST_GOT: Final = 1200
 
 _log = logging.getLogger(__name__)
@@ -112,8 +112,8 @@ class Tell(Protocol):
 
 
 Body = Callable[..., dict[str, Any]]
-"""What a job does: body(tell, attempt, **arguments) -> JSON values. A function of a module. `attempt` is 0 at first, and
-above 0 where a worker died before, so that it goes on from what that one left."""
+"""What a job does, a function of a module: body(tell, attempt, **arguments) -> JSON values. `attempt` is 0 at first,
+and above 0 where a worker died before, so that it goes on from what that one left."""
 
 
 def be_modest() -> None:
@@ -146,8 +146,10 @@ def connected(place: RayPlace, name: str) -> Iterator[None]:
     import ray  # noqa: PLC0415
 
     if known is not None:  # too late for that: it must read them again
-        from ray._raylet import AuthenticationTokenLoader, Config  # noqa: PLC0415
+        from ray._private import ray_constants  # noqa: PLC0415
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # noqa: PLC0415
 
+        ray_constants.ENABLE_RAY_CLUSTER = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1") == "1"
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
     _connect(place, name)
@@ -315,7 +317,7 @@ def _interruptible() -> Iterator[None]:
         yield
         return
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -363,7 +365,7 @@ class _Worker:
         except ExplainedError as error:
             _log.exception("training ended")
             return {"error": error}
-        except Exception as error:  # what else a body raises may not unpickle where it is waited for
+        except Exception as error:  # noqa: BLE001 - what else a body raises may not unpickle where it is waited for
             _log.exception("training failed")
             return {"error": _ended(f"{type(error).__name__}: {error}", self._path)}
 

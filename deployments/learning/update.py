@@ -35,9 +35,9 @@ from serve.rollout.board import change_arguments, load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
 from serve.watchtower.board import Store, connect
 from training.checks import check_data, require
+from training.data_profiles import read_profile, write_profile
 from training.datasets import Dataset, open_dataset
 from training.gates.gate import gate
-from training.profiles import read_profile, write_profile
 from training.snapshots import take_snapshot
 
 DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"

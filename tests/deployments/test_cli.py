@@ -51,17 +51,19 @@ OPTIONS = {
     ("data", "snapshot"): {"--name", "--until", "--json"},
     ("data", "check"): {"--until", "--json"},
     ("data", "drift"): {"--reference", "--current", "--out", "--json"},
-    ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
+    ("train", "recommend"): {
+        *("--data", "--seed", "--resume", "--warm", "--workers", "--streaming", "--in-memory", "--publish", "--json"),
+    },
     ("train", "bitrate"): {
         *("--traces", "--format", "--sizes", "--vmaf", "--segment-s", "--rounds", "--minutes", "--seed", "--resume"),
-        *("--without", "--json"),
+        *("--without", "--warm", "--publish", "--json"),
     },
     ("eval", "bitrate"): {
         *("--traces", "--format", "--family", "--count", "--seed", "--sizes", "--vmaf", "--ladder-kbps", "--segment-s"),
         *("--max-buffer-s", "--qoe", "--policy", "--model", "--logs", "--plot", "--plot-trace", "--json"),
     },
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
-    ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--json"},
+    ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--publish", "--json"},
     ("eval", "anomaly"): {"--nab", "--rivals", "--out", "--top", "--json"},
     ("demo", "outage"): {"--viewers", "--warm-up", "--broken", "--url", "--json"},
     ("demo", "learn"): {"--viewers", "--rate", "--warm-up", "--stage", "--port", "--seed", "--json"},

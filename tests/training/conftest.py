@@ -1,12 +1,14 @@
-"""One small Ray, one embedded registry and three versions, made once for all tests that need them."""
+"""Made once for all tests that need them: an embedded registry, three versions, and one small Ray."""
 
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +30,7 @@ with connected(RayPlace(**json.loads(sys.argv[1])), "holder"):
 
 
 @pytest.fixture(scope="session")
-def small_ray():
-    import ray  # noqa: PLC0415 - costs seconds, and few need it
+def small_ray() -> Iterator[Any]:
 
     folder = Path(tempfile.mkdtemp(prefix="ph-test-", dir="/tmp"))
     place = own_place(folder)
@@ -47,7 +48,7 @@ def small_ray():
             patch.setenv(name, value)
         address = json.loads(holder.stdout.readline())
         with connected(replace(place, address=address), "tests"):
-            yield ray
+            yield sys.modules["ray"]
         holder.stdin.close()
         holder.wait(60)
     shutil.rmtree(folder, ignore_errors=True)
