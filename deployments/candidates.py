@@ -90,8 +90,8 @@ def train_candidate(
         resume: take up the run with the same arguments that was interrupted, if there is one.
         tracked: whether data is checked, and run and version are told to the registry.
         options: recommend: `workers` (processes that share the encoder's fit) and `streaming` (True, False, or None:
-            as the data's size asks for); both need a Ray that is connected. bitrate: `material`, `rounds`, `minutes`.
-            quality: `folder`, `encodes`, `workers`.
+            as the data's size asks for), which need a Ray that is connected, and `since_ms`. bitrate: `material`,
+            `rounds`, `minutes`. quality: `folder`, `encodes`, `workers`.
 
     Returns:
         The version, in PLAYHEAD_HOME/models.
@@ -234,6 +234,7 @@ class _JobReporter:
 def _recommend(
     dataset: Dataset, settings: Settings, reporter: Reporter, *, seed: int, parent: Artifact | None, resume: bool,
     run: str, until_ms: int | None, tracked: bool, workers: int = 1, streaming: bool | None = None,
+    since_ms: int | None = None,
 ) -> Artifact:  # fmt: skip
     torch.set_num_threads(threads())
     if streaming is None:
@@ -245,7 +246,7 @@ def _recommend(
     with phase(reporter, "training") as found:
         artifact = train_recommend(
             dataset.path, settings.models / MODEL, seed, advance(reporter, "training"), checkpoint=checkpoint,
-            parent=parent, until_ms=until_ms, workers=workers, streaming=streaming, run=run,
+            parent=parent, until_ms=until_ms, workers=workers, streaming=streaming, run=run, since_ms=since_ms,
         )  # fmt: skip
         figures = [(name, artifact.manifest.metrics.get(name)) for name in ("hr@10", "ndcg@10")]
         shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]

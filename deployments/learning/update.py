@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from deployments.jobs import run_candidate
+from deployments.candidates import run_as_job
 from deployments.learning.learner import MODELS
 from deployments.learning.policy import LearningPolicy, Trigger
 from deployments.learning.verdicts import tell
@@ -35,7 +35,7 @@ from serve.rollout.board import change_arguments, load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
 from serve.watchtower.board import Store, connect
 from training.checks import check_data, require
-from training.data_profiles import read_profile, write_profile
+from training.data_profiles import read_profile
 from training.datasets import Dataset, open_dataset
 from training.gates.gate import gate
 from training.snapshots import take_snapshot
@@ -113,10 +113,10 @@ class Update:
                 require(report)
                 told.text.append("nothing wrong")
             with self._step("training") as told:
-                candidate = run_candidate(
-                    self._model, self._settings, self._reporter, dataset=dataset, warm=True, until_ms=cut_ms
-                )
-                write_profile(self._settings, self._model, report.profile)
+                candidate, _ = run_as_job(
+                    self._model, self._settings, self._reporter, dataset=dataset, warm=True, until_ms=cut_ms,
+                    since_ms=self._trigger.since_ms, resume=True,
+                )  # fmt: skip
                 told.text.append(f"{candidate.version} from {champion.version}")
                 told.evidence.update(version=candidate.version, metrics=dict(candidate.manifest.metrics))
             with self._step("gate") as told:

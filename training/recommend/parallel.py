@@ -37,7 +37,7 @@ from training.jobs import Resources, be_modest
 from training.recommend.interactions import Interactions, Prefix
 from training.recommend.model import EncoderConfig, Retrieval
 from training.recommend.progress import ProgressReport, silent
-from training.recommend.split import Split
+from training.recommend.split import split_since
 from training.recommend.train import Fit, FitSettings, fit
 
 MOST_FAILURES: Final = 3
@@ -143,8 +143,9 @@ def fit_parallel(
     progress: ProgressReport = silent,
     resources: Resources | None = None,
     origin: str = "",
+    since_s: int = 0,
 ) -> Fit:
-    """As `training.recommend.train.fit` on the leave-one-out split, shared by workers of the Ray that is connected.
+    """As `training.recommend.train.fit` on what `split_since` gives, shared by workers of the Ray that is connected.
 
     Args:
         model: where the fit starts; it ends with the best epoch's weights, in evaluation mode.
@@ -157,6 +158,7 @@ def fit_parallel(
         progress: told after each epoch, in this process.
         resources: of each worker.
         origin: as `fit`.
+        since_s: what is later is new, UTC seconds; 0: everything is.
 
     Returns:
         what happened.
@@ -175,7 +177,7 @@ def fit_parallel(
     task = {
         "interactions": ray.put(bare), "weights": ray.put(weights), "config": asdict(model.config),
         "settings": asdict(settings), "seed": seed, "checkpoint": str(checkpoint), "told": str(told), "stage": stage,
-        "origin": origin, "threads": max(1, int(resources.cpus)),
+        "origin": origin, "threads": max(1, int(resources.cpus)), "since_s": since_s,
     }  # fmt: skip
     trainer = TorchTrainer(
         _work,
@@ -196,7 +198,7 @@ def fit_parallel(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     epochs, seconds = result.return_value
-    split = Split.leave_one_out(interactions)
+    split = split_since(interactions, since_s, seed=seed)
     outcome = fit(  # nothing is left to fit: it takes up the state that the workers ended with
         model, interactions, split, replace(settings, epochs=epochs), seed=seed, checkpoint=checkpoint, origin=origin
     )
@@ -222,9 +224,10 @@ def _work(task: dict[str, Any]) -> tuple[int, float]:
             fresh.write_text(json.dumps([stage, done, total, note]), encoding="utf-8")
             fresh.replace(path)
 
+    split = split_since(interactions, task["since_s"], seed=task["seed"])
     outcome = fit(
-        model, interactions, Split.leave_one_out(interactions), FitSettings(**task["settings"]), seed=task["seed"],
-        stage=task["stage"], progress=progress, checkpoint=Path(task["checkpoint"]), team=team, origin=task["origin"],
+        model, interactions, split, FitSettings(**task["settings"]), seed=task["seed"], stage=task["stage"],
+        progress=progress, checkpoint=Path(task["checkpoint"]), team=team, origin=task["origin"],
     )  # fmt: skip
     ray.train.report({"epochs": outcome.epochs, "validation_ndcg@10": outcome.validation_ndcg})
     return outcome.epochs, outcome.seconds

@@ -25,7 +25,7 @@ from training.recommend.objectives import CUTOFF, Examples, fit_ranker, next_tit
 from training.recommend.progress import ProgressReport, silent
 from training.recommend.ranker import Ranker
 from training.recommend.reference import reference_of
-from training.recommend.split import Split
+from training.recommend.split import Split, split_since
 from training.recommend.train import Fit, FitSettings, fit
 from training.recommend.trend import choose_weight, rank_with_trend
 from training.recommend.warm import Parent, read_parent, take_over, warm_settings
@@ -137,10 +137,12 @@ def train_on(
     checkpoint: Path | None = None,
     parent: Parent | None = None,
     workers: int = 1,
+    since_ms: int = 0,
+    most_frames: int = VALIDATION_FRAMES,
 ) -> Trained:
-    """As `train`, on visits that are made already."""
-    interactions, vocabulary = source.interactions, source.interactions.titles
-    split = Split.leave_one_out(interactions)
+    """As `train`, on visits that are made already; where `since_ms` is given, on what is new since (`split_since`)."""
+    interactions, vocabulary, since_s = source.interactions, source.interactions.titles, since_ms // 1000
+    split = split_since(interactions, since_s, seed=seed)
     if not split.test:
         raise InvalidInput(
             field="events", got=f"{len(interactions)} profiles, none with three titles",
@@ -154,7 +156,7 @@ def train_on(
         settings = warm_settings(settings)
     outcome = _fit_encoder(
         model, interactions, split, settings, seed=seed, progress=progress, checkpoint=checkpoint, workers=workers,
-        origin=parent.version if parent else "",
+        origin=f"{parent.version} {split.since_s}" if parent else f"{split.since_s or ''}", since_s=since_s,
     )  # fmt: skip
     rows = {title_id: row for row, title_id in enumerate(vocabulary, start=1)}
     random = np.random.default_rng(seed)
@@ -162,9 +164,10 @@ def train_on(
     def frames(asked: Sequence[tuple[str, str]]) -> Frames:
         return frames_at(source.events, source.profiles, rows, asked, model.length)
 
-    held = _sample(range(len(split.test)), VALIDATION_FRAMES, random)
-    validation = frames([_start(interactions, split.validation[user], split.validation_targets[user]) for user in held])
-    test = frames([_start(interactions, split.test[user], split.test_targets[user]) for user in held])
+    chosen = _sample(range(len(split.validation)), most_frames, random)
+    starts = [_start(interactions, split.validation[place], split.validation_targets[place]) for place in chosen]
+    validation = frames(starts)
+    test = frames([_start(interactions, split.test[place], split.test_targets[place]) for place in chosen])
     learned = frames(_training_starts(interactions, split, random))
     weight = choose_weight(model, interactions, split)
     ranker, report = fit_ranker(
@@ -176,7 +179,7 @@ def train_on(
     metrics |= _served_metrics(model, ranker, test)
     return Trained(
         retrieval=model, ranker=ranker, vocabulary=vocabulary, metrics=metrics,
-        report=report | begun | {"epochs": outcome.epochs, "best_epoch": outcome.best_epoch},
+        report=report | begun | {"since_s": split.since_s, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch},
         curve=outcome.curve,
     )  # fmt: skip
 
@@ -192,6 +195,7 @@ def _fit_encoder(
     checkpoint: Path | None,
     workers: int,
     origin: str,
+    since_s: int,
 ) -> Fit:
     if workers == 1:
         return fit(
@@ -205,7 +209,7 @@ def _fit_encoder(
 
     return fit_parallel(
         model, interactions, settings, seed=seed, workers=workers, checkpoint=checkpoint, progress=progress,
-        origin=origin,
+        origin=origin, since_s=since_s,
     )  # fmt: skip
 
 
@@ -250,6 +254,8 @@ def train_recommend(
     workers: int = 1,
     streaming: bool = False,
     run: str = "",
+    since_ms: int | None = None,
+    most_frames: int = VALIDATION_FRAMES,
 ) -> Artifact:
     """Train on a prepared data set and write the artifact `destination/<version>`; the champion is not changed.
 
@@ -265,6 +271,9 @@ def train_recommend(
         workers: processes that share the encoder's fit; above 1 Ray must be connected.
         streaming: read events in parts, for data that is too large for memory; Ray must be connected.
         run: id of the tracked run.
+        since_ms: events after this time are new, UTC milliseconds: they are what a warm start learns; None: those that
+            the parent has not seen. 0: all are.
+        most_frames: validation and test starts that the ranker is fitted to and measured by.
 
     Raises:
         NotFound: there is no data set.
@@ -276,9 +285,12 @@ def train_recommend(
     dataset = open_dataset(dataset_dir)
     before = None if parent is None else read_parent(parent)
     source = _source(dataset, until_ms=until_ms, streaming=streaming)
+    if since_ms is None:
+        since_ms = parent.manifest.lineage.last_ts_ms if parent is not None and parent.manifest.lineage else 0
     trained = train_on(
-        source, seed=seed, settings=settings, progress=progress, checkpoint=checkpoint, parent=before, workers=workers
-    )
+        source, seed=seed, settings=settings, progress=progress, checkpoint=checkpoint, parent=before, workers=workers,
+        since_ms=since_ms, most_frames=most_frames,
+    )  # fmt: skip
     lineage = lineage_of(
         dataset, seed=seed, parent="" if before is None else before.version, run=run, until_ms=until_ms
     )

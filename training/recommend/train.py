@@ -338,6 +338,9 @@ class _Run:
         wanted = batch.titles > 0
         if not self.model.starts:
             wanted[:, 0] = False
+        if self.split.since_s:
+            is_new = batch.times > self.split.since_s
+            wanted &= is_new | ~is_new.any(dim=1, keepdim=True)
         predictions = int(wanted.sum())
         if predictions:
             loss = self._loss(states[wanted], batch.titles[wanted], table)
