@@ -35,7 +35,7 @@ def replica(arguments: Arguments, held: str, gate: Path) -> Iterator[tuple[str, 
     process = subprocess.Popen(command, env={**os.environ, OPERATOR_VARIABLE: "secret"})
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             assert process.poll() is None, "it ended"
             assert time.monotonic() < deadline, "it did not come up"
