@@ -3,7 +3,7 @@
 Albert Bifet and Ricard Gavaldà, "Learning from time-changing data with adaptive windowing", SDM 2007; River's
 implementation. Its bound (equation 3.1) takes numbers from 0 to 1, and the fewer of that range they fill the longer it
 waits: so they are brought to it first: SPREADS deviations either way of the mean, as the first FIRST numbers have them.
-River is imported when the first number comes: it costs 2 s and 120 MB.
+River is imported when the first numbers come: it costs a second or two and 106 MB.
 """
 
 import statistics

@@ -1,22 +1,26 @@
 """What is measured online, as the gateway tells it: routes, gauges, and what is not there."""
 
 import asyncio
+import math
 from pathlib import Path
 
 import httpx
 import orjson
+import pytest
 import redis
 
 from features.settings import Settings
 from serve.arguments import Arguments
+from serve.clock import now_ms
 from serve.gateway.online import Drift, Online
 from serve.online.board import drift_key, online_key
 from serve.online.drift import DriftWatch
 from serve.online.meter import OnlineMeter
-from serve.rollout.exposures import PLAYED, SHOWN, read_exposure
+from serve.rollout.exposures import FIELD, PLAYED, SHOWN, STREAM, read_exposure
 from tests.serve.gateway.conftest import OpenClient
 
 V = "a" * 12
+KINDS = ("play", "finish", "thumbs_up", "thumbs_down")
 
 
 def measured(store: redis.Redis, folder: Path) -> None:
@@ -50,6 +54,34 @@ async def test_figures_and_drift_are_told(
         text = (await client.get("/metrics")).text
         assert 'playhead_online{figure="play_rate",model="recommend",role="challenger"} NaN' in text
         assert 'playhead_drifting{model="recommend",signal="genre"} 0.0' in text
+
+
+async def test_a_real_page_and_its_play_are_measured(
+    arguments: Arguments, open_client: OpenClient, store: redis.Redis, settings: Settings
+) -> None:
+    async with open_client(arguments) as client:
+        events = [{"event_id": "e0", "profile_id": "p1", "title_id": "t9", "kind": "play", "ts": now_ms() - 7_200_000}]
+        assert (await client.post("/v1/events", json={"events": events})).status_code == 200
+        page = (await client.get("/v1/home", params={"profile_id": "p1", "rows": 3, "items": 5})).json()
+        row = next(row for row in page["rows"] if row["id"] == "top_picks")
+        asked = {"profile_id": "p1", "title_id": row["items"][2]["title_id"], "request_id": page["request_id"]}
+        told = [{**asked, "event_id": f"e{kind}", "kind": kind, "rank": 2, "ts": now_ms() - 5} for kind in KINDS]
+        for _ in range(2):  # a player that got no answer sends them again
+            assert (await client.post("/v1/events", json={"events": told})).status_code == 200
+        async with asyncio.timeout(10):
+            while store.xlen(STREAM) < 1 + 2 * len(KINDS):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    meter = OnlineMeter(settings.models)
+    meter.take(store, [(7, read_exposure(fields[FIELD])) for _, fields in store.xrange(STREAM)], lambda _: None)
+    meter.close(7, {})
+    figures = orjson.loads(meter.documents(7, {})[online_key("recommend")])["versions"][page["versions"]["model"]]
+    assert [figures[name] for name in ("pages", "plays", "finished", "thumbs_up", "thumbs_down")] == [1, 1, 1, 1, 1]
+    first = [item["title_id"] for one in page["rows"] if one["id"] != "continue_watching" for item in one["items"]][:10]
+    gain = 1 / math.log2(first.index(asked["title_id"]) + 2)
+    assert figures["ndcg@10"]["value"] == pytest.approx(gain)
+    assert figures["calibration"]["n"] == len(first)
+    (_, _, remembered) = meter.commands()[0][:3]
+    assert (orjson.loads(remembered)["visits"], orjson.loads(remembered)["gap_s"] // 60) == (1, 120)
 
 
 async def gauged(client: httpx.AsyncClient, line: str) -> None:

@@ -16,6 +16,7 @@ from features.sequences import encoder_inputs, visits
 from features.titles import Title, content_features
 from serve.engines.openvino import OpenVinoEngine
 from serve.errors import InvalidInput
+from serve.online.reference import read_grounds
 from tests.contracts.tensorrt_build import build_engine
 from tests.training.recommend import audience
 from training.datasets.dataset import write_dataset
@@ -134,6 +135,9 @@ def test_the_artifact_holds_the_contract(artifact):
     vocabulary = pq.read_table(artifact.path / "vocabulary.parquet").to_pydict()
     assert vocabulary["row"] == list(range(1, len(vocabulary["row"]) + 1))
     assert len(set(vocabulary["title_id"])) == len(vocabulary["title_id"])
+    grounds = read_grounds(artifact.path)
+    assert grounds.titles == len(vocabulary["title_id"])
+    assert set(grounds.reference.shares) == {"history", "gap", "hour", "genre", "popularity"}
 
 
 def test_the_graphs_answer_with_a_grown_catalogue(artifact):
