@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from torch import nn
 
-from features.settings import Settings
-from serve.artifacts import Lineage
+from serve.artifacts import set_champion
+from serve.errors import NotFound
 from tests.training.gates import world as worlds
 from training.gates import recommend
-from training.gates.gate import gate
+from training.gates.gate import gate, reports_of
 from training.gates.report import write_report
 
 
@@ -105,18 +105,36 @@ def test_without_lineage_and_with_too_few_starts(world, tmp_path):
     assert "lineage" in failed(verdict)
     late = world.gate(world.champion, reference=None, cut_ms=world.dataset.last_ts_ms - worlds.DAY_MS)
     assert "held-out starts" in failed(late)
-    assert "at least 300 of 50 are needed" in reason(late, "held-out starts")
+    assert "at least 200 of 50 are needed" in reason(late, "held-out starts")
 
 
-def test_shuffled_labels_are_worse(world):
-    """Each start gets the title of another one of about that time: popularity stays, taste goes."""
-    random = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def shuffled(world):
+    """Fitted to starts that got the title of another one: popularity stays, taste goes."""
     before = world.before
-    shuffled = before.with_columns(pl.Series("title_id", random.permutation(before["title_id"].to_numpy())))
-    trained = world.train(shuffled)
-    verdict = world.gate(world.export(trained, "shuffled", world.cut_ms - 1))
+    titles = np.random.default_rng(0).permutation(before["title_id"].to_numpy())
+    return world.export(world.train(before.with_columns(pl.Series("title_id", titles))), world.cut_ms - 1)
+
+
+def test_shuffled_labels_are_worse(world, shuffled):
+    verdict = world.gate(shuffled)
     assert "ndcg@10" in failed(verdict)
-    assert reason(verdict, "ndcg@10").split(",")[1].strip().startswith("-")
+    assert not verdict.better
+    assert verdict.comparisons[0].difference.high < 0
+
+
+def test_a_good_candidate_passes_and_leaves_its_report(world, shuffled):
+    """The true labels against the shuffled ones, by the function that whoever rolls out calls."""
+    set_champion(world.settings.models, "recommend", shuffled.version)
+    verdict = gate("recommend", world.champion.version, world.settings, dataset=world.dataset, cut_ms=world.cut_ms)
+    assert failed(verdict) <= {"latency"}  # this machine may be busy
+    assert verdict.better
+    told = json.loads((reports_of(world.settings, "recommend", world.champion.version) / "gate.json").read_text())
+    assert told["passed"] is verdict.passed
+    assert told["champion"] == shuffled.version
+    for version, error in (("../x", "version"), ("0" * 12, "version")):
+        with pytest.raises(NotFound, match=error):
+            gate("recommend", version, world.settings, dataset=world.dataset)
 
 
 class Twice(nn.Module):
@@ -134,7 +152,7 @@ class Twice(nn.Module):
 def test_a_slower_engine_is_rejected_for_that(world):
     slow = copy.deepcopy(world.trained.retrieval)
     slow.encoder = Twice(slow.encoder)
-    candidate = world.export(replace(world.trained, retrieval=slow), "slow", world.cut_ms - 1)
+    candidate = world.export(replace(world.trained, retrieval=slow), world.cut_ms - 1)
     verdict = world.gate(candidate)
     assert "latency" in failed(verdict)
     assert "ndcg@10" not in failed(verdict)
@@ -156,18 +174,3 @@ def test_five_per_cent_less_ndcg_is_rejected(world, monkeypatch):
     verdict = world.gate(world.champion)
     assert "ndcg@10" in failed(verdict)
     assert worse.ndcg.mean() / gains.mean() == pytest.approx(0.95, abs=0.01)
-
-
-def test_longer_training_passes_and_the_whole_gate_leaves_its_report(world, tmp_path):
-    trained = world.train(world.before, replace(worlds.QUICK, epochs=9, patience=9))
-    settings = Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0", feast_registry="")
-    candidate = worlds.export(settings.models / "recommend", trained, world.cut_ms - 1)
-    worlds.edited(world.champion, settings.models / "recommend", created=world.champion.manifest.created)
-    verdict = gate(
-        "recommend", candidate.version, settings, dataset=world.dataset, cut_ms=world.cut_ms,
-        against=world.champion.version,
-    )  # fmt: skip
-    assert "no change" not in failed(verdict)
-    assert isinstance(candidate.manifest.lineage, Lineage)
-    told = json.loads((tmp_path / "gates" / "recommend" / candidate.version / "gate.json").read_text())
-    assert told["passed"] is verdict.passed
