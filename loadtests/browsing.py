@@ -44,6 +44,7 @@ class Viewers:
     Attributes:
         profiles: their ids, P.
         regions: where each of them is, P.
+        devices: what each of them watches on, P.
         genres: names of the genres, G.
         taste: (P, G), rows sum to 1.
         titles: by genre, the titles that somebody who searches finds, best known first; a genre without titles is
@@ -52,6 +53,7 @@ class Viewers:
 
     profiles: Sequence[str]
     regions: Sequence[str]
+    devices: Sequence[str]
     genres: Sequence[str]
     taste: NDArray[np.float64]
     titles: Mapping[str, Sequence[str]]
@@ -63,11 +65,14 @@ class Viewers:
             InvalidInput: tastes of other viewers or genres, or nobody.
         """
         expected = (len(self.profiles), len(self.genres))
-        if self.taste.shape != expected or not len(self.profiles) or len(self.regions) != len(self.profiles):
+        if self.taste.shape != expected or not len(self.profiles) or not self._is_whole():
             raise InvalidInput(
                 field="taste", got=self.taste.shape, expected=f"{expected}, at least one viewer",
-                next_step="Give each viewer a region and a taste for each genre.",
+                next_step="Give each viewer a region, a device and a taste for each genre.",
             )  # fmt: skip
+
+    def _is_whole(self) -> bool:
+        return len(self.regions) == len(self.devices) == len(self.profiles)
 
     def shifted(self, moves: Sequence[int]) -> Self:
         """The same viewers after a shift of taste: who liked genre g now likes genre moves[g] as much.
@@ -183,7 +188,10 @@ class Browsing:
 
     async def _visit(self, client: httpx.AsyncClient, at_s: float, viewer: int) -> None:
         viewers = self.viewers
-        query = {"profile_id": viewers.profiles[viewer], "region": viewers.regions[viewer]}
+        query = {
+            "profile_id": viewers.profiles[viewer], "region": viewers.regions[viewer],
+            "device": viewers.devices[viewer],
+        }  # fmt: skip
         page, error = await _answer(client.get("/v1/home", params=query))
         latency_ms = (self._elapsed_s() - at_s) * 1000
         if page is None:
@@ -240,7 +248,8 @@ class Browsing:
         return [
             {
                 "event_id": uuid4().hex, "profile_id": self.viewers.profiles[viewer], "title_id": title_id,
-                "kind": kind, "ts": ts + place * _APART_MS, "region": self.viewers.regions[viewer], **where,
+                "kind": kind, "ts": ts + place * _APART_MS, "region": self.viewers.regions[viewer],
+                "device": self.viewers.devices[viewer], **where,
             }
             for place, kind in enumerate(kinds)
         ]  # fmt: skip

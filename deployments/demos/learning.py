@@ -34,6 +34,7 @@ from loadtests.browsing import Browsing, BrowsingSettings, Viewers, Visit
 from serve.artifacts import read_artifact
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
+from serve.online.board import LEARNABLE
 from serve.rollout.decisions import LEAST_VARIABLE
 from training.datasets.dataset import Dataset, open_dataset
 from training.datasets.synthetic import prepare_synthetic
@@ -191,7 +192,7 @@ def viewers_of(dataset: Dataset) -> Viewers:
     plays = (
         dataset.scan("events")
         .filter(pl.col("kind") == "play")
-        .select("profile_id", "title_id")
+        .select("profile_id", "title_id", "device")
         .collect()
         .with_columns(genre=pl.col("title_id").replace_strict(genre_of, default=None))
         .drop_nulls("genre")
@@ -204,11 +205,13 @@ def viewers_of(dataset: Dataset) -> Viewers:
         if profile in places:
             taste[places[profile], genres.index(genre)] = count
     taste = (taste + _PRIOR * taste.sum(axis=0) / max(taste.sum(), 1.0)) ** _SHARPNESS
+    used = plays.drop_nulls("device").group_by("profile_id").agg(pl.col("device").mode().sort().first())
+    device_of = dict(used.iter_rows())
     popular = plays.group_by("genre", "title_id").len().sort("len", descending=True)
     found = {genre: popular.filter(pl.col("genre") == genre)["title_id"].to_list() for genre in genres}
     return Viewers(
-        profiles=list(places), regions=profiles["region"].fill_null("us").to_list(), genres=genres,
-        taste=taste / taste.sum(axis=1, keepdims=True), titles=found,
+        profiles=list(places), regions=profiles["region"].fill_null("us").to_list(),
+        devices=[device_of.get(profile, "tv") for profile in places], genres=genres, taste=taste / taste.sum(axis=1, keepdims=True), titles=found,
     )  # fmt: skip
 
 
@@ -276,7 +279,7 @@ class _Director:
         self.demo, self.service, self.crowd = demo, service, crowd
         self._tell = tell
         self.story = Story()
-        self.shifted_s = demo.warm_up_s
+        self.shifted_s, self.shifted_ms = demo.warm_up_s, 0
         self._steps: set[tuple[str, str, str]] = set()
         self._changes: set[int] = set()
         self.began_ms = int(time.time() * 1000)
@@ -353,17 +356,16 @@ def _show(demo: LearningDemo, own: Settings, dataset: Dataset, service: Service,
         first = director.plan()["champion"]
         director.note(f"{len(viewers.profiles):,} viewers, {demo.pages_per_s:g} visits a second; champion {first}")
         director.wait("warm-up", lambda: director.now_s() >= demo.warm_up_s, demo.warm_up_s + 60)
-        director.shifted_s = director.now_s()
+        director.shifted_s, director.shifted_ms = director.now_s(), int(time.time() * 1000)
         crowd.browsing.viewers = viewers.shifted(moves_of(viewers, demo.seed))
         director.note("the taste shifts: who liked one genre likes another from now on", "taste shifts")
 
         def drifting() -> bool:
-            drift = service.ask("drift").get("drift") or {}
-            if drift.get("status") != "drifting":
-                return False
-            names = ", ".join(f"{one['name']} {one['value']:.2f}" for one in drift.get("signals", []))
-            director.note(f"drift noticed: {names}", "drift", "drift_s")
-            return True
+            signals = [one for one in service.ask("drift").get("signals", []) if _is_news(one, director.shifted_ms)]
+            if signals:
+                told = ", ".join(f"{one['name']} {one['value']:.2f} ({one['kind']})" for one in signals)
+                director.note(f"drift noticed: {told}", "drift", "drift_s")
+            return bool(signals)
 
         director.wait("drift", drifting)
         director.wait("rollout", lambda: director.plan().get("challenger") is not None)
@@ -381,6 +383,12 @@ def _show(demo: LearningDemo, own: Settings, dataset: Dataset, service: Service,
         end_s = director.now_s()
         director.wait("end", lambda: director.now_s() >= end_s + demo.stage_s / 2, demo.stage_s + 60)
     return _report(demo, director, {first: "first champion", second: "retrained", poison: "poisoned"}, poisoned_s)
+
+
+def _is_news(signal: Mapping[str, Any], after_ms: int) -> bool:
+    """Whether a signal of drift began after a time, and is one that learning may mend."""
+    since_ts = signal["since_ts"]
+    return signal["name"] in LEARNABLE and since_ts is not None and since_ts >= after_ms and not signal["from_start"]
 
 
 def _refused(service: Service, poison: str, director: _Director) -> None:

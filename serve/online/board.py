@@ -20,6 +20,9 @@ PLAY_RATE: Final = "play_rate"
 QUALITY: Final = "ndcg@10"
 """Means that are watched beside the features."""
 
+LEARNABLE: Final = frozenset({"genre", "popularity", PLAY_RATE, QUALITY})
+"""Signals that a model which learned anew may mend; others tell of when, where and on what people watch."""
+
 STEADY: Final = "steady"
 DRIFTING: Final = "drifting"
 
@@ -91,7 +94,10 @@ def read_drift(store: redis.Redis, model: str) -> dict[str, Any] | None:
 
 
 def drifting_since(store: redis.Redis, model: str) -> int | None:
-    """Since when a model's live traffic drifts, UTC milliseconds; None: it does not, or nobody judges.
+    """Since when what a model's viewers like drifts, UTC milliseconds; None: it does not, or nobody judges.
+
+    Of the signals, those of LEARNABLE count, unless traffic never was like what the model learned from: another fit to
+    the same data would mend neither.
 
     Args:
         store: Redis or Valkey; replies are bytes.
@@ -104,8 +110,12 @@ def drifting_since(store: redis.Redis, model: str) -> int | None:
         found = read_drift(store, model)
     except ValueError:
         return None
-    since_ts = found.get("since_ts") if found is not None and found["status"] == DRIFTING else None
-    return since_ts if isinstance(since_ts, int) else None
+    times = [
+        signal["since_ts"]
+        for signal in (found or {}).get("signals", ())
+        if signal.get("name") in LEARNABLE and signal.get("since_ts") is not None and not signal.get("from_start")
+    ]
+    return min(times, default=None)
 
 
 def _load(dumped: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ GENRES = ("Crime", "Drama")
 def viewers(taste: list[list[float]]) -> Viewers:
     names = [f"p{place}" for place in range(len(taste))]
     return Viewers(
-        profiles=names, regions=["eu"] * len(names), genres=GENRES, taste=np.array(taste), titles={"Crime": ["c9"]}
-    )
+        profiles=names, regions=["eu"] * len(names), devices=["tv"] * len(names), genres=GENRES,
+        taste=np.array(taste), titles={"Crime": ["c9"]},
+    )  # fmt: skip
 
 
 def page(*genres: str) -> dict[str, Any]:
