@@ -22,25 +22,29 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+import torch
 
 from deployments import background
+from deployments.candidates import BITRATE, MODEL, advance, threads, train_and_settle
 from deployments.demos.chart import Mark, render
 from deployments.demos.poison import swap_vocabulary
 from deployments.local import StackOptions
-from deployments.progress import Reporter
+from deployments.progress import Reporter, phase
 from deployments.service import ask
 from features.settings import Settings
 from loadtests.browsing import Browsing, BrowsingSettings, Viewers, Visit
-from serve.artifacts import read_artifact
+from serve.artifacts import read_artifact, read_champion, set_champion
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
 from serve.online.board import LEARNABLE
 from serve.rollout.decisions import LEAST_VARIABLE
 from training.datasets.dataset import Dataset, open_dataset
 from training.datasets.synthetic import prepare_synthetic
+from training.recommend.pipeline import train_recommend
+from training.recommend.train import FitSettings
 
-MODEL: Final = "recommend"
 DATA: Final = "demo"
+_FRAMES: Final = 2_000
 _PRIOR: Final = 0.2
 """Of the audience's taste in each viewer's, in plays."""
 
@@ -62,6 +66,7 @@ class LearningDemo:
         profiles: viewers.
         titles: of the catalogue.
         events: that they made before.
+        epochs: of the first champion's training.
         pages_per_s: visits a second.
         warm_up_s: before the taste shifts.
         stage_s: that a stage of the rollout lasts at least.
@@ -77,6 +82,7 @@ class LearningDemo:
     profiles: int = 20_000
     titles: int = 600
     events: int = 300_000
+    epochs: int = 5
     pages_per_s: float = 50.0
     warm_up_s: float = 180.0
     stage_s: float = 60.0
@@ -130,7 +136,7 @@ def run(demo: LearningDemo, settings: Settings, reporter: Reporter, tell: Tell) 
         PlayheadError: something that was to be shown did not happen, or a request failed.
     """
     own = Settings.from_env({"PLAYHEAD_HOME": str(demo.home), "REDIS_URL": ""})
-    dataset = _prepare(demo, settings, own)
+    dataset = _prepare(demo, settings, own, reporter)
     token = secrets.token_urlsafe(24)
     environment = {**demo.environment, OPERATOR_VARIABLE: token}
     state = background.start(own, StackOptions(port=demo.port, data=DATA), reporter, environment)
@@ -170,18 +176,30 @@ class Service:
         ask(self.url, f"/v1/models/{MODEL}/promote", body, self._headers)
 
 
-def _prepare(demo: LearningDemo, settings: Settings, own: Settings) -> Dataset:
-    """The audience's past, and a bitrate policy, where they are missing."""
+def _prepare(demo: LearningDemo, settings: Settings, own: Settings, reporter: Reporter) -> Dataset:
+    """The audience's past, the model that learned from it, and a bitrate policy, where they are missing."""
     path = own.datasets / DATA
     if not path.is_dir():
         prepare_synthetic(
             path, profiles=demo.profiles, titles=demo.titles, events=demo.events, seed=demo.seed,
             as_of_ms=int(time.time() * 1000),
         )  # fmt: skip
-    policy = settings.models / "bitrate"
-    if policy.is_dir() and not (own.models / "bitrate").is_dir():
-        shutil.copytree(policy, own.models / "bitrate")
-    return open_dataset(path)
+    policy = settings.models / BITRATE
+    if policy.is_dir() and not (own.models / BITRATE).is_dir():
+        shutil.copytree(policy, own.models / BITRATE)
+    dataset = open_dataset(path)
+    if read_champion(own.models, MODEL) is None:
+        torch.set_num_threads(threads())
+        with phase(reporter, "training", "the first champion") as found:
+            artifact = train_recommend(
+                path, own.models / MODEL, demo.seed, advance(reporter, "training"),
+                settings=FitSettings(epochs=demo.epochs), most_frames=_FRAMES,
+            )  # fmt: skip
+            set_champion(own.models, MODEL, artifact.version)
+            found.append(f"{MODEL} {artifact.version}")
+    if read_champion(own.models, BITRATE) is None:
+        train_and_settle(BITRATE, own, reporter, rounds=0, tracked=False)
+    return dataset
 
 
 def viewers_of(dataset: Dataset) -> Viewers:
@@ -211,7 +229,8 @@ def viewers_of(dataset: Dataset) -> Viewers:
     found = {genre: popular.filter(pl.col("genre") == genre)["title_id"].to_list() for genre in genres}
     return Viewers(
         profiles=list(places), regions=profiles["region"].fill_null("us").to_list(),
-        devices=[device_of.get(profile, "tv") for profile in places], genres=genres, taste=taste / taste.sum(axis=1, keepdims=True), titles=found,
+        devices=[device_of.get(profile, "tv") for profile in places], genres=genres,
+        taste=taste / taste.sum(axis=1, keepdims=True), titles=found,
     )  # fmt: skip
 
 
