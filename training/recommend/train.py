@@ -3,6 +3,10 @@
 The same loop fits Playhead's encoder and the SASRec it is compared with. Each epoch's randomness comes from (seed,
 epoch) alone, so that a run that was killed and resumed ends where an unbroken one does.
 
+Several processes may share a fit (training.recommend.parallel): each has the whole state, takes its part of every
+batch, and after each step all hold the same weights. What they must agree on goes through a Team; alone, there is
+nothing to agree on.
+
 Shapes: B batch, T time, N title rows (row 0 is padding), P predictions (all visits of a batch).
 """
 
@@ -10,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -79,6 +83,57 @@ class FitSettings:
     budget_s: float | None = None
 
 
+class Team(Protocol):
+    """Those who share a fit. Each calls the same methods in the same order."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one validates, writes the checkpoint and decides."""
+
+    def seed(self, code: int) -> int:
+        """Seed of this one's own randomness (dropout, sampled negatives), from one that all have."""
+
+    def share(self, windows: list[Prefix]) -> list[Prefix]:
+        """This one's part of a batch; maybe none of it."""
+
+    def average(self, parameters: Iterable[nn.Parameter], predictions: int) -> int:
+        """Make each gradient the mean over all predictions of the batch.
+
+        Args:
+            parameters: with the gradient of the mean loss of this one's predictions; None counts as zeros.
+            predictions: how many those are, P.
+
+        Returns:
+            The predictions of all.
+        """
+
+    def decided(self, figure: Callable[[], float]) -> float:
+        """What the leading one finds; the others don't look."""
+
+
+class Alone:
+    """A team of one."""
+
+    leads: Final = True
+
+    def seed(self, code: int) -> int:
+        """The code itself."""
+        return code
+
+    def share(self, windows: list[Prefix]) -> list[Prefix]:
+        """All of it."""
+        return windows
+
+    def average(self, parameters: Iterable[nn.Parameter], predictions: int) -> int:
+        """They are the mean already."""
+        del parameters
+        return predictions
+
+    def decided(self, figure: Callable[[], float]) -> float:
+        """What it finds."""
+        return figure()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """What became of a fit; the model holds the best epoch's weights.
@@ -145,11 +200,13 @@ def fit(
     stage: str = "encoder",
     progress: ProgressReport = silent,
     checkpoint: Path | None = None,
+    team: Team | None = None,
+    origin: str = "",
 ) -> Fit:
     """Fit a model in place; it ends with the best epoch's weights, in evaluation mode.
 
     Args:
-        model: a SequenceModel that is an nn.Module.
+        model: a SequenceModel that is an nn.Module; its weights are where the fit starts.
         interactions: the data.
         split: what trains and what validates.
         settings: how.
@@ -157,21 +214,25 @@ def fit(
         stage: name for progress.
         progress: told after each epoch.
         checkpoint: file that holds the state after each epoch; where it is there and fits, the run goes on from it.
+        team: those who share the fit, of which this is one; None: it is alone.
+        origin: names what else sets this run apart from others with this data, model, settings and seed: weights to
+            start from, a team. A checkpoint of another origin is not taken up.
 
     Returns:
         what happened.
     """
     started = time.monotonic()
-    run = _Run(model, interactions, split, settings, seed)
-    identity = _identity(model, interactions, settings, seed)
+    team = team or Alone()
+    run = _Run(model, interactions, split, settings, seed, team)
+    identity = _identity(model, interactions, settings, seed, origin)
     if checkpoint is not None and checkpoint.is_file():
         run.restore(checkpoint, identity)
     while not run.done():
         run.epoch()
-        if checkpoint is not None:
+        if checkpoint is not None and team.leads:
             run.store(checkpoint, identity)
         progress(stage, len(run.curve), settings.epochs, f"validation NDCG@10 {run.best:.4f}")
-        if settings.budget_s is not None and time.monotonic() - started > settings.budget_s:
+        if settings.budget_s is not None and team.decided(lambda: time.monotonic() - started) > settings.budget_s:
             break
     progress(stage, settings.epochs, settings.epochs, f"validation NDCG@10 {run.best:.4f}")
     model.load_state_dict(run.best_weights)
@@ -185,8 +246,11 @@ def fit(
 class _Run:
     """The state of one fit between epochs."""
 
-    def __init__(self, model: Any, interactions: Interactions, split: Split, settings: FitSettings, seed: int) -> None:
+    def __init__(
+        self, model: Any, interactions: Interactions, split: Split, settings: FitSettings, seed: int, team: Team
+    ) -> None:
         self.model, self.interactions, self.split, self.settings, self.seed = model, interactions, split, settings, seed
+        self.team = team
         matrices = [value for value in model.parameters() if value.dim() >= 2]
         others = [value for value in model.parameters() if value.dim() < 2]
         self.optimizer = torch.optim.AdamW(
@@ -210,8 +274,8 @@ class _Run:
     def epoch(self) -> None:
         number = len(self.curve)
         code = int.from_bytes(hashlib.sha256(f"{self.seed}/{number}".encode()).digest()[:6], "big")
-        torch.manual_seed(code)
-        random = np.random.default_rng(code)
+        torch.manual_seed(self.team.seed(code))
+        random = np.random.default_rng(code)  # the same for all of the team
         self.model.train()
         batches = self._batches(random)
         warmup = max(1, min(self.settings.warmup, 2 * len(batches)))
@@ -219,7 +283,7 @@ class _Run:
             self.steps += 1
             self._step(windows, self.settings.learning_rate * min(1.0, self.steps / warmup))
         kept = self.average if self.settings.averaging else _copy(self.model)
-        self.curve.append(self._validate(kept))
+        self.curve.append(self.team.decided(lambda: self._validate(kept)))
         if self.curve[-1] > self.best:
             self.best, self.best_epoch = self.curve[-1], len(self.curve)
             self.best_weights = {name: value.clone() for name, value in kept.items()}
@@ -253,17 +317,11 @@ class _Run:
     def _step(self, windows: list[Prefix], learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        batch = stack(self.interactions, windows, self.model.length)
-        table = self.model.title_vectors()
-        states = self.model.states(batch.titles, batch.actions, batch.times, table)[:, :-1]
-        wanted = batch.titles > 0
-        if not self.model.starts:
-            wanted[:, 0] = False
-        if not bool(wanted.any()):
-            return
-        loss = self._loss(states[wanted], batch.titles[wanted], table)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        own = self.team.share(windows)
+        predictions = self._gradients(own) if own else 0
+        if not self.team.average(self.model.parameters(), predictions):
+            return
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         if self.settings.averaging:
@@ -271,6 +329,20 @@ class _Run:
             with torch.no_grad():
                 for name, value in self.model.state_dict().items():
                     self.average[name].lerp_(value, 1 - keep)
+
+    def _gradients(self, windows: list[Prefix]) -> int:
+        """Gradients of the mean loss of the windows' predictions; how many those are, P."""
+        batch = stack(self.interactions, windows, self.model.length)
+        table = self.model.title_vectors()
+        states = self.model.states(batch.titles, batch.actions, batch.times, table)[:, :-1]
+        wanted = batch.titles > 0
+        if not self.model.starts:
+            wanted[:, 0] = False
+        predictions = int(wanted.sum())
+        if predictions:
+            loss = self._loss(states[wanted], batch.titles[wanted], table)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return predictions
 
     def _loss(self, states: Tensor, targets: Tensor, table: Tensor) -> Tensor:
         """Cross-entropy over all titles, or an unbiased estimate of it, summed over members.
@@ -351,12 +423,13 @@ def _copy(model: Any) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _identity(model: Any, interactions: Interactions, settings: FitSettings, seed: int) -> str:
-    """Names a run: the same data, model, settings and seed."""
+def _identity(model: Any, interactions: Interactions, settings: FitSettings, seed: int, origin: str) -> str:
+    """Names a run: the same data, model, settings, seed and origin."""
     digest = hashlib.sha256()
     for array in (interactions.offsets, interactions.rows, interactions.actions, interactions.times):
         digest.update(array.tobytes())
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     kept = {name: value for name, value in asdict(settings).items() if name not in {"epochs", "budget_s"}}
-    digest.update(json.dumps([type(model).__name__, shapes, kept, seed], sort_keys=True).encode())
+    named = [type(model).__name__, shapes, kept, seed, *([origin] if origin else [])]
+    digest.update(json.dumps(named, sort_keys=True).encode())
     return digest.hexdigest()

@@ -105,7 +105,7 @@ def test_sampled_negatives_learn_what_all_titles_teach(interactions, split, monk
 def test_the_sampled_loss_estimates_the_full_one(interactions, split, monkeypatch):
     torch.manual_seed(0)
     model = playhead(interactions, None)
-    run = train._Run(model, interactions, split, SHORT, 0)
+    run = train._Run(model, interactions, split, SHORT, 0, train.Alone())
     states, targets = torch.randn(200, model.config.vector_size), torch.randint(1, 41, (200,))
     table = torch.randn(41, model.config.vector_size) * 0.1
     full = float(run._loss(states, targets, table))
