@@ -8,7 +8,7 @@ Shapes: F frames, T time, C context, M moments at which title statistics are tak
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -20,13 +20,22 @@ from features.events import EventKind
 from features.history import CAPACITY, KIND_CODES
 from features.offline import features_at
 from features.offline import title_statistics as statistics_at
-from features.ranking import request_context, title_statistics
+from features.popularity import HALF_LIFE_MS, NO_TREND, TitleStats
+from features.ranking import request_context, statistics_matrix, title_statistics
 from features.sequences import encoder_inputs, visits
 from training.recommend.interactions import Interactions
 
 MOMENTS: Final = 32
 """Title statistics are taken at this many quantiles of the frames' times; each frame uses the newest before it, as
 serving refreshes them in the background."""
+
+_COUNTS: Final = {
+    "plays": EventKind.PLAY,
+    "finishes": EventKind.FINISH,
+    "thumbs_up": EventKind.THUMBS_UP,
+    "thumbs_down": EventKind.THUMBS_DOWN,
+}
+"""What title statistics count, in the order of `features.ranking.statistics_matrix`."""
 
 
 def interactions_of(events: pl.DataFrame, vocabulary: Sequence[str], source: str) -> Interactions:
@@ -101,7 +110,7 @@ class Frames:
 
 
 def frames_at(
-    events: pl.DataFrame,
+    events: pl.DataFrame | pl.LazyFrame,
     profiles: pl.DataFrame | None,
     rows: Mapping[str, int],
     asked: Sequence[tuple[str, str]],
@@ -110,7 +119,8 @@ def frames_at(
     """The frames of first starts.
 
     Args:
-        events: an event frame.
+        events: an event frame. Of a scan only the events of the asked profiles are brought into memory, and title
+            statistics are made in one pass over it (`streamed_statistics`), which takes each event id to be there once.
         profiles: profile_id, region, kids.
         rows: title_id -> row.
         asked: (profile_id, title_id) of events that are plays or stand for one; each must be in `events`.
@@ -118,6 +128,11 @@ def frames_at(
     """
     pairs = pl.DataFrame(asked, schema={"profile_id": pl.String, "title_id": pl.String}, orient="row")
     kind = pl.col("kind").cast(pl.String)
+    whole = events
+    if isinstance(events, pl.LazyFrame):
+        events = events.filter(pl.col("profile_id").is_in(pairs["profile_id"].unique().implode())).collect(
+            engine="streaming"
+        )
     outcomes = (
         events.filter(kind != EventKind.IMPRESSION)
         .group_by("profile_id", "title_id")
@@ -133,7 +148,11 @@ def frames_at(
     histories = [visits(features.history.entries, rows) for features in known]
     inputs = encoder_inputs(histories, length)
     context = [request_context(f.history, f.stats, int(ts)) for f, ts in zip(known, times_ms, strict=True)]
-    edges, statistics = _statistics(events, rows, times_ms)
+    edges = _edges(times_ms)
+    if isinstance(whole, pl.LazyFrame):
+        statistics = streamed_statistics(whole, rows, edges)
+    else:
+        statistics = _statistics(whole, rows, edges)
     moment = np.searchsorted(edges, times_ms, side="right") - 1
     codes = {profile: place for place, profile in enumerate(dict.fromkeys(happened["profile_id"].to_list()))}
     return Frames(
@@ -151,20 +170,66 @@ def frames_at(
     )
 
 
-def _statistics(
-    events: pl.DataFrame, rows: Mapping[str, int], times_ms: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Moments, oldest first and none after the first frame that uses it, and title statistics just before each."""
-    edges = np.unique(
-        np.quantile(times_ms, np.linspace(0, 1, MOMENTS, endpoint=False), method="lower").astype(np.int64)
-    )
+def _edges(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Moments, oldest first and none after the first frame that uses it."""
+    return np.unique(np.quantile(times_ms, np.linspace(0, 1, MOMENTS, endpoint=False), method="lower").astype(np.int64))
+
+
+def _statistics(events: pl.DataFrame, rows: Mapping[str, int], edges: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Title statistics just before each moment, (M, N, S)."""
     size = max(rows.values(), default=0) + 1
     matrices = []
     for edge in edges.tolist():
         found = statistics_at(events, edge, inclusive=False)
-        by_row = [None] * size
+        by_row: list[TitleStats | None] = [None] * size
         for title, statistics in found.items():
             if title in rows:
-                by_row[rows[title]] = statistics  # type: ignore[call-overload]
+                by_row[rows[title]] = statistics
         matrices.append(title_statistics(by_row))
-    return edges, np.stack(matrices)
+    return np.stack(matrices)
+
+
+def streamed_statistics(events: pl.LazyFrame, rows: Mapping[str, int], edges: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Title statistics just before each moment, float32 (M, N, S), in one pass that holds titles and moments only.
+
+    Events are summed by title and by the stretch of time between two moments that they fall into; the sums then add up
+    over the stretches.
+
+    Args:
+        events: a scan of an event frame; each event id is taken to be there once, as a data set holds it.
+        rows: title_id -> row.
+        edges: M moments, UTC milliseconds, increasing.
+    """
+    size = max(rows.values(), default=0) + 1
+    kind, ends = pl.col("kind").cast(pl.String), edges.tolist()
+    # place of the first moment after the event; its end is the scale of its plays, which are then 1 or less each
+    place = pl.sum_horizontal((pl.col("ts") >= end).cast(pl.Int64) for end in ends)
+    happened = (
+        events.filter(pl.col("ts") < ends[-1])
+        .select("title_id", "ts", kind.alias("kind"), place.alias("place"))
+        .join(pl.LazyFrame({"place": range(len(ends)), "end": ends}), on="place", how="inner")
+    )
+    steps = (pl.col("ts") - pl.col("end")) / HALF_LIFE_MS
+    played = pl.col("kind") == EventKind.PLAY
+    sums = (
+        happened.group_by("title_id", "place")
+        .agg(
+            *((pl.col("kind") == counted).sum().cast(pl.Int64).alias(name) for name, counted in _COUNTS.items()),
+            pl.when(played).then(pl.lit(2.0).pow(steps)).otherwise(0.0).sum().alias("weight"),
+        )
+        .collect(engine="streaming")
+    )
+    known = sums.filter(pl.col("title_id").is_in(list(rows)))
+    at = known["place"].to_numpy(), np.array([rows[title] for title in known["title_id"].to_list()], dtype=np.int64)
+
+    def laid_out(values: NDArray[Any], empty: float) -> NDArray[np.float64]:
+        placed = np.full((len(ends), size), empty)
+        placed[at] = values
+        return placed
+
+    plays, finishes, ups, downs = (laid_out(known[name].to_numpy(), 0.0).cumsum(axis=0) for name in _COUNTS)
+    with np.errstate(divide="ignore"):
+        steps_summed = np.log2(known["weight"].to_numpy()) + edges[at[0]] / HALF_LIFE_MS
+    trend = np.logaddexp2.accumulate(laid_out(steps_summed, NO_TREND), axis=0)
+    columns = zip(plays, finishes, ups, downs, trend, strict=True)
+    return np.stack([statistics_matrix(*moment) for moment in columns])
