@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from serve.artifacts import Artifact
+from serve.artifacts import Artifact, Lineage
 from serve.bitrate.observations import RUNGS, SHAPES, Observations
 from serve.tensors import GraphSpec, TensorSpec
 from training.bitrate.model import QUANTILES, BitratePolicy
@@ -57,6 +57,7 @@ def export_bitrate(
     report: Mapping[str, Any],
     data_snapshot: str,
     seed: int,
+    lineage: Lineage | None = None,
 ) -> Artifact:
     """Write `destination/<version>`.
 
@@ -67,6 +68,7 @@ def export_bitrate(
         report: how the fit went.
         data_snapshot: names the training data.
         seed: the seed of the run.
+        lineage: what the version comes from, besides.
 
     Raises:
         ArtifactError: the graph can't be exported, or an engine's answers are not torch's.
@@ -81,4 +83,5 @@ def export_bitrate(
         parameters={"quantiles": list(QUANTILES), "seed": seed, "training": dict(report)},
         metrics=dict(metrics),
         data_snapshot=data_snapshot,
+        lineage=lineage,
     )

@@ -1,6 +1,6 @@
 """From material to an artifact that serves: fit, measure, export."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from serve.artifacts import Artifact
 from serve.bitrate.observations import Observations
+from serve.engines.torch import load_program
+from serve.errors import InvalidInput
 from training.bitrate.critic import Scale
 from training.bitrate.evaluate import play
-from training.bitrate.export import export_bitrate
+from training.bitrate.export import GRAPH, NAME, export_bitrate
 from training.bitrate.material import Material
 from training.bitrate.model import BitratePolicy
 from training.bitrate.policies import Policy
@@ -20,6 +22,7 @@ from training.bitrate.references import Mpc
 from training.bitrate.rollouts import tensors
 from training.bitrate.simulator import Sessions
 from training.bitrate.train import FitSettings, fit
+from training.lineage import lineage_of
 from training.recommend.progress import ProgressReport, silent
 
 MOST_GAINED: Final = 0.2
@@ -63,6 +66,8 @@ def train_bitrate(
     settings: FitSettings | None = None,
     budget_s: float | None = None,
     checkpoint: Path | None = None,
+    parent: Artifact | None = None,
+    run: str = "",
 ) -> Artifact:
     """Train and write the artifact `destination/<version>`; the champion is not changed.
 
@@ -76,18 +81,26 @@ def train_bitrate(
         settings: of the fit.
         budget_s: as training.bitrate.train.fit.
         checkpoint: file of the resumable state; it is removed once the artifact is there.
+        parent: version whose weights the policy starts from, for few and small steps; None: it starts cold. Where no
+            step is better on held-out traces, the parent's weights are what is written.
+        run: id of the tracked run.
 
     Raises:
-        ArtifactError: the export failed.
+        InvalidInput: the parent is of another model or architecture.
+        ArtifactError: the parent is damaged, or the export failed.
     """
     settings = settings or FitSettings()
     torch.manual_seed(seed)
     policy = BitratePolicy()
+    if parent is not None:
+        take_over(policy, parent)
+        settings = warm_settings(settings)
     rival = relative_qoe(Mpc(), material.validation())
 
+    identity = material.name if parent is None else f"{material.name}/{parent.version}"
     rounds = fit(
         policy, material.worlds, settings, seed=seed, progress=progress, checkpoint=checkpoint, budget_s=budget_s,
-        identity=material.name,
+        identity=identity, judged_first=parent is not None,
         validate=lambda now: _lead(relative_qoe(Greedy(now), material.validation()), rival),
     )  # fmt: skip
     reached = relative_qoe(Greedy(policy), material.validation())
@@ -96,9 +109,42 @@ def train_bitrate(
         "validation_robust_mpc_relative_qoe": float(rival.mean()),
         "validation_lead": _lead(reached, rival),
     }
+    report = {"rounds": rounds} if parent is None else {"rounds": rounds, "parent": parent.version}
+    lineage = lineage_of(None, seed=seed, parent="" if parent is None else parent.version, run=run)
     artifact = export_bitrate(
-        destination, policy, metrics=metrics, report={"rounds": rounds}, data_snapshot=material.name, seed=seed
+        destination, policy, metrics=metrics, report=report, data_snapshot=material.name, seed=seed, lineage=lineage
     )
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return artifact
+
+
+def take_over(policy: BitratePolicy, parent: Artifact) -> None:
+    """Give a policy the weights of a version, in place.
+
+    Raises:
+        InvalidInput: it is a version of another model, or of another architecture.
+        ArtifactError: its file is damaged, or holds more than a graph and plain tensors.
+    """
+    if parent.manifest.name == NAME:
+        program = load_program(parent.read_bytes(f"{GRAPH}.pt2"), field=f"files.{GRAPH}.pt2")
+        state = {name: value.detach().clone() for name, value in program.state_dict.items()}
+        own = policy.state_dict()
+        if {name: value.shape for name, value in own.items()} == {name: value.shape for name, value in state.items()}:
+            policy.load_state_dict(state)
+            return
+    raise InvalidInput(
+        field="parent", got=f"{parent.manifest.name} {parent.version}",
+        expected=f"a version of {NAME} of this code's architecture", next_step="Start cold: train without --warm.",
+    )  # fmt: skip
+
+
+def warm_settings(settings: FitSettings) -> FitSettings:
+    """Settings for a policy that starts from weights: a sixth of the rounds, a third of the learning rate."""
+    return replace(
+        settings,
+        predictor_rounds=0,
+        rounds=max(1, settings.rounds // 6) if settings.rounds else 0,
+        learning_rate=settings.learning_rate / 3,
+        validation_rounds=max(1, settings.validation_rounds // 2),
+    )

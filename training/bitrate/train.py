@@ -80,6 +80,7 @@ def fit(
     identity: str = "",
     budget_s: float | None = None,
     validate: Callable[[BitratePolicy], float] | None = None,
+    judged_first: bool = False,
 ) -> int:
     """Fit a policy in place; it ends in evaluation mode with the averaged weights of the best validation figure.
 
@@ -97,6 +98,7 @@ def fit(
         budget_s: wall time after which learning rate and entropy have fallen and the fit ends; None: `rounds` rounds.
             A run that it ends is not repeatable on another machine.
         validate: a figure of how good a policy is, higher is better; None: the last averaged weights are taken.
+        judged_first: whether the weights that it starts with may be those that are kept.
 
     Returns:
         Rounds played until the weights that were taken.
@@ -110,6 +112,8 @@ def fit(
         progress("throughput", run.predicted, settings.predictor_rounds, f"pinball {loss:.4f}")
     started = time.monotonic() - run.spent_s
     note = ""
+    if judged_first and validate is not None and run.played == 0:
+        run.judge(validate)
     while run.played < settings.rounds:
         done = run.played / settings.rounds
         if budget_s is not None:

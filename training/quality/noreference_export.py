@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from serve.artifacts import Artifact
+from serve.artifacts import Artifact, Lineage
 from serve.quality.bitstream import CODECS, FEATURES, BitstreamFacts, features
 from serve.quality.sampling import FACTS, GRID, HIGHEST_LUMA, PAIRS, PATCHES, SIDE, SPAN, resolution_facts, sample_clip
 from serve.tensors import GraphSpec, TensorSpec
@@ -89,6 +89,7 @@ def export_quality(
     report: Mapping[str, Any],
     data_snapshot: str,
     seed: int,
+    lineage: Lineage | None = None,
 ) -> Artifact:
     """Write `destination/<version>`.
 
@@ -104,6 +105,7 @@ def export_quality(
         report: what was learned from.
         data_snapshot: names the training data.
         seed: the seed of the run.
+        lineage: what the version comes from, besides.
 
     Raises:
         ArtifactError: a graph can't be exported, or an engine's answers are not torch's.
@@ -132,4 +134,5 @@ def export_quality(
         },
         metrics=validation.metrics(),
         data_snapshot=data_snapshot,
+        lineage=lineage,
     )

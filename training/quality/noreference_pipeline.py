@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from serve.artifacts import Artifact
 from serve.errors import InvalidInput
+from training.lineage import lineage_of
 from training.quality.encodes import ENCODES, Segment, make_segments
 from training.quality.fit import FitSettings, Material, fit_bitstream, fit_frames
 from training.quality.noreference_export import export_quality
@@ -62,6 +63,7 @@ def train_quality(
     encodes: int = ENCODES,
     workers: int = 1,
     settings: FitSettings | None = None,
+    run: str = "",
 ) -> Artifact:
     """Train both models and write the artifact `destination/<version>`; the champion is not changed.
 
@@ -78,6 +80,7 @@ def train_quality(
         encodes: of each source.
         workers: sources that are encoded at a time.
         settings: of the fits.
+        run: id of the tracked run.
 
     Raises:
         Unavailable: natural clips can't be downloaded.
@@ -103,6 +106,7 @@ def train_quality(
         report=describe(segments),
         data_snapshot=snapshot(sources),
         seed=seed,
+        lineage=lineage_of(None, seed=seed, run=run),
     )
     progress("export", 1, 1, artifact.version)
     return artifact

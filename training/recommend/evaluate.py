@@ -149,10 +149,18 @@ def sequence_length(interactions: Interactions, most: int = 100) -> int:
     return int(np.clip(np.ceil(longest), 5, most))
 
 
-def playhead(interactions: Interactions, content: NDArray[np.float32] | None) -> Retrieval:
-    """Playhead's model for some data, with fresh weights."""
+def playhead(
+    interactions: Interactions, content: NDArray[np.float32] | None, *, length: int | None = None
+) -> Retrieval:
+    """Playhead's model for some data, with fresh weights.
+
+    Args:
+        interactions: the data.
+        content: float32 (N, CONTENT_SIZE), content features by row.
+        length: the most visits that it takes; None: as the data's users have them.
+    """
     config = EncoderConfig(
-        vocabulary=len(interactions.titles), length=sequence_length(interactions), timed=interactions.timed
+        vocabulary=len(interactions.titles), length=length or sequence_length(interactions), timed=interactions.timed
     )
     return Retrieval(config, None if content is None else torch.from_numpy(content))
 

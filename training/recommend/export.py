@@ -14,7 +14,7 @@ import torch
 from features.ranking import CONTEXT_SIZE, STATISTICS_SIZE
 from features.sequences import ACTION_BITS
 from features.titles import CONTENT_SIZE
-from serve.artifacts import Artifact
+from serve.artifacts import Artifact, Lineage
 from serve.tensors import GraphSpec, Ranking, TensorSpec
 from training.export import ExportGraph, export_artifact
 from training.recommend.model import Retrieval
@@ -37,6 +37,7 @@ def export_recommend(
     report: Mapping[str, Any],
     data_snapshot: str,
     seed: int,
+    lineage: Lineage | None = None,
 ) -> Artifact:
     """Write `destination/<version>`.
 
@@ -49,6 +50,7 @@ def export_recommend(
         report: how the fits went.
         data_snapshot: names the training data.
         seed: the seed of the run.
+        lineage: what the version comes from, besides.
 
     Raises:
         ArtifactError: a graph can't be exported, or an engine's answers are not torch's.
@@ -71,6 +73,7 @@ def export_recommend(
         metrics=dict(metrics),
         feature_service=FEATURE_SERVICE,
         data_snapshot=data_snapshot,
+        lineage=lineage,
     )
 
 

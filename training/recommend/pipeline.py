@@ -14,7 +14,8 @@ from features.events import EventKind
 from features.titles import CONTENT_SIZE, Title, content_features
 from serve.artifacts import Artifact
 from serve.errors import InvalidInput
-from training.datasets.dataset import open_dataset
+from training.datasets.dataset import Dataset, open_dataset
+from training.lineage import lineage_of
 from training.recommend.evaluate import playhead
 from training.recommend.export import export_recommend
 from training.recommend.frames import Frames, frames_at, interactions_of
@@ -24,8 +25,9 @@ from training.recommend.objectives import CUTOFF, Examples, fit_ranker, next_tit
 from training.recommend.progress import ProgressReport, silent
 from training.recommend.ranker import Ranker
 from training.recommend.split import Split
-from training.recommend.train import FitSettings, fit
+from training.recommend.train import Fit, FitSettings, fit
 from training.recommend.trend import choose_weight, rank_with_trend
+from training.recommend.warm import Parent, read_parent, take_over, warm_settings
 
 CANDIDATES: Final = 200
 """Titles that the ranker orders, or all that there are."""
@@ -47,6 +49,7 @@ class Trained:
         vocabulary: title ids; the title of row r is vocabulary[r - 1].
         metrics: what was measured on test starts, by name; higher is better.
         report: how the fits went.
+        curve: validation NDCG@10 by epoch of the encoder's fit.
     """
 
     retrieval: Retrieval
@@ -54,6 +57,7 @@ class Trained:
     vocabulary: tuple[str, ...]
     metrics: Mapping[str, float]
     report: Mapping[str, Any]
+    curve: tuple[float, ...] = ()
 
 
 def content_of(titles: Sequence[Title], vocabulary: Sequence[str]) -> NDArray[np.float32]:
@@ -74,6 +78,8 @@ def train(
     settings: FitSettings | None = None,
     progress: ProgressReport = silent,
     checkpoint: Path | None = None,
+    parent: Parent | None = None,
+    workers: int = 1,
 ) -> Trained:
     """Fit the three graphs to watch events.
 
@@ -85,13 +91,51 @@ def train(
         settings: of the encoder's fit.
         progress: told how far it is.
         checkpoint: file of the encoder's resumable state; None: a killed run starts over.
+        parent: whose weights the encoder and its titles start from; None: it starts cold.
+        workers: processes that share the encoder's fit; above 1 Ray must be connected.
 
     Raises:
-        InvalidInput: nobody watched three titles.
+        InvalidInput: nobody watched three titles, the parent does not fit, or several workers without a checkpoint.
+        Unavailable: workers died too often.
     """
     played = events.filter(pl.col("kind").cast(pl.String) != EventKind.IMPRESSION)
     vocabulary = tuple(played["title_id"].unique().sort().to_list())
     interactions = interactions_of(played, vocabulary, "events")
+    return train_on(
+        Source(interactions=interactions, events=events, titles=titles, profiles=profiles), seed=seed,
+        settings=settings, progress=progress, checkpoint=checkpoint, parent=parent, workers=workers,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a model is trained on.
+
+    Attributes:
+        interactions: all visits.
+        events: the events, in memory, or a scan of which only what is needed is read.
+        titles: the catalogue.
+        profiles: profile_id, region, kids.
+    """
+
+    interactions: Interactions
+    events: pl.DataFrame | pl.LazyFrame
+    titles: Sequence[Title]
+    profiles: pl.DataFrame | None = None
+
+
+def train_on(
+    source: Source,
+    *,
+    seed: int = 0,
+    settings: FitSettings | None = None,
+    progress: ProgressReport = silent,
+    checkpoint: Path | None = None,
+    parent: Parent | None = None,
+    workers: int = 1,
+) -> Trained:
+    """As `train`, on visits that are made already."""
+    interactions, vocabulary = source.interactions, source.interactions.titles
     split = Split.leave_one_out(interactions)
     if not split.test:
         raise InvalidInput(
@@ -99,15 +143,20 @@ def train(
             expected="profiles that watched at least three titles", next_step="Bring more events.",
         )  # fmt: skip
     torch.manual_seed(seed)
-    model = playhead(interactions, content_of(titles, vocabulary))
-    outcome = fit(
-        model, interactions, split, settings or FitSettings(), seed=seed, progress=progress, checkpoint=checkpoint
-    )
+    model = playhead(interactions, content_of(source.titles, vocabulary), length=parent.length if parent else None)
+    settings, begun = settings or FitSettings(), {}
+    if parent is not None:
+        begun = {"parent": parent.version, "known_titles": take_over(model, vocabulary, parent)}
+        settings = warm_settings(settings)
+    outcome = _fit_encoder(
+        model, interactions, split, settings, seed=seed, progress=progress, checkpoint=checkpoint, workers=workers,
+        origin=parent.version if parent else "",
+    )  # fmt: skip
     rows = {title_id: row for row, title_id in enumerate(vocabulary, start=1)}
     random = np.random.default_rng(seed)
 
     def frames(asked: Sequence[tuple[str, str]]) -> Frames:
-        return frames_at(events, profiles, rows, asked, model.length)
+        return frames_at(source.events, source.profiles, rows, asked, model.length)
 
     held = _sample(range(len(split.test)), VALIDATION_FRAMES, random)
     validation = frames([_start(interactions, split.validation[user], split.validation_targets[user]) for user in held])
@@ -123,7 +172,36 @@ def train(
     metrics |= _served_metrics(model, ranker, test)
     return Trained(
         retrieval=model, ranker=ranker, vocabulary=vocabulary, metrics=metrics,
-        report=report | {"epochs": outcome.epochs, "best_epoch": outcome.best_epoch},
+        report=report | begun | {"epochs": outcome.epochs, "best_epoch": outcome.best_epoch},
+        curve=outcome.curve,
+    )  # fmt: skip
+
+
+def _fit_encoder(
+    model: Retrieval,
+    interactions: Interactions,
+    split: Split,
+    settings: FitSettings,
+    *,
+    seed: int,
+    progress: ProgressReport,
+    checkpoint: Path | None,
+    workers: int,
+    origin: str,
+) -> Fit:
+    if workers == 1:
+        return fit(
+            model, interactions, split, settings, seed=seed, progress=progress, checkpoint=checkpoint, origin=origin
+        )
+    if checkpoint is None:
+        raise InvalidInput(
+            field="checkpoint", got=None, expected="a file for the state that workers share", next_step="Name one."
+        )
+    from training.recommend.parallel import fit_parallel  # noqa: PLC0415  (imports Ray Train)
+
+    return fit_parallel(
+        model, interactions, settings, seed=seed, workers=workers, checkpoint=checkpoint, progress=progress,
+        origin=origin,
     )  # fmt: skip
 
 
@@ -163,6 +241,11 @@ def train_recommend(
     *,
     settings: FitSettings | None = None,
     checkpoint: Path | None = None,
+    parent: Artifact | None = None,
+    until_ms: int | None = None,
+    workers: int = 1,
+    streaming: bool = False,
+    run: str = "",
 ) -> Artifact:
     """Train on a prepared data set and write the artifact `destination/<version>`; the champion is not changed.
 
@@ -171,24 +254,57 @@ def train_recommend(
         destination: folder of the model's versions, such as `.playhead/models/recommend`.
         seed: of everything random.
         progress: told how far it is.
-        settings: of the encoder's fit.
+        settings: of the encoder's fit; a warm start takes fewer epochs and a lower learning rate than they say.
         checkpoint: file of the encoder's resumable state; it is removed once the artifact is there.
+        parent: version whose weights the encoder starts from; None: it starts cold.
+        until_ms: only events before this time are used, UTC milliseconds; None: all are.
+        workers: processes that share the encoder's fit; above 1 Ray must be connected.
+        streaming: read events in parts, for data that is too large for memory; Ray must be connected.
+        run: id of the tracked run.
 
     Raises:
         NotFound: there is no data set.
         DatasetError: it is altered.
-        InvalidInput: it is too small.
-        ArtifactError: the export failed.
+        InvalidInput: it is too small, or the parent does not fit.
+        ArtifactError: the parent is damaged, or the export failed.
+        Unavailable: workers died too often.
     """
     dataset = open_dataset(dataset_dir)
-    trained = train(
-        dataset.frame("events"), dataset.titles(), profiles=dataset.frame("profiles"), seed=seed, settings=settings,
-        progress=progress, checkpoint=checkpoint,
-    )  # fmt: skip
+    before = None if parent is None else read_parent(parent)
+    source = _source(dataset, until_ms=until_ms, streaming=streaming)
+    trained = train_on(
+        source, seed=seed, settings=settings, progress=progress, checkpoint=checkpoint, parent=before, workers=workers
+    )
+    lineage = lineage_of(
+        dataset, seed=seed, parent="" if before is None else before.version, run=run, until_ms=until_ms
+    )
     artifact = export_recommend(
         destination, trained.retrieval, trained.ranker, trained.vocabulary, metrics=trained.metrics,
-        report=trained.report, data_snapshot=dataset.snapshot, seed=seed,
+        report=trained.report, data_snapshot=_snapshot(dataset, until_ms), seed=seed, lineage=lineage,
     )  # fmt: skip
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return artifact
+
+
+def _source(dataset: Dataset, *, until_ms: int | None, streaming: bool) -> Source:
+    titles, profiles = dataset.titles(), dataset.frame("profiles")
+    events = dataset.scan("events")
+    if until_ms is not None:
+        events = events.filter(pl.col("ts") < until_ms)
+    if streaming:
+        from training.recommend.streaming import stream_interactions  # noqa: PLC0415  (imports Ray Data)
+
+        interactions = stream_interactions([dataset.path / "events.parquet"], "events", until_ms=until_ms)
+        return Source(interactions=interactions, events=events, titles=titles, profiles=profiles)
+    loaded = events.collect()
+    played = loaded.filter(pl.col("kind").cast(pl.String) != EventKind.IMPRESSION)
+    vocabulary = played["title_id"].unique().sort().to_list()
+    interactions = interactions_of(played, vocabulary, "events")
+    return Source(interactions=interactions, events=loaded, titles=titles, profiles=profiles)
+
+
+def _snapshot(dataset: Dataset, until_ms: int | None) -> str:
+    """Names the training data: the set's content, and where it was cut."""
+    cut = until_ms is not None and until_ms <= dataset.last_ts_ms
+    return f"{dataset.snapshot}<{until_ms}" if cut else dataset.snapshot
