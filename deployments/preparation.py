@@ -119,9 +119,10 @@ def prepare_model(dataset: "Dataset", settings: Settings, reporter: Reporter) ->
             text = f"was trained on other data; train on this with: playhead train {MODEL} --data {dataset.name}"
             reporter.tell(Notice(phase="model", moment=Moment.NOTE, text=text))
         return
-    from deployments.jobs import train  # noqa: PLC0415  (imports torch)
+    from deployments.candidates import train_and_settle  # noqa: PLC0415  (imports torch)
 
-    train(dataset, settings, reporter, seed=DEFAULT_SEED, resume=True)
+    # in this process: there is no Ray yet, and the registry is told of it with the next training
+    train_and_settle(MODEL, settings, reporter, dataset=dataset, seed=DEFAULT_SEED, resume=True, tracked=False)
 
 
 def prepare_policy(settings: Settings, reporter: Reporter) -> None:
@@ -136,10 +137,9 @@ def prepare_policy(settings: Settings, reporter: Reporter) -> None:
     """
     if _champion(BITRATE, settings, reporter, phase_name="policy") is not None:
         return
-    from deployments.jobs import train_bitrate_policy  # noqa: PLC0415  (imports torch)
-    from training.bitrate.material import Material  # noqa: PLC0415
+    from deployments.candidates import train_and_settle  # noqa: PLC0415  (imports torch)
 
-    train_bitrate_policy(Material.default(), settings, reporter, seed=DEFAULT_SEED, resume=True)
+    train_and_settle(BITRATE, settings, reporter, seed=DEFAULT_SEED, resume=True, tracked=False)
 
 
 def has_champions(settings: Settings) -> bool:

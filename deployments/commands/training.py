@@ -1,18 +1,40 @@
 """`playhead train NAME`."""
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from deployments.commands.output import Json, answering, reporting
+from deployments.commands.output import Json, Output, answering, reporting
+from deployments.progress import Reporter
 
-app = typer.Typer(help="Train a model and make it the champion.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from features.settings import Settings
+
+app = typer.Typer(help="Train a model, as a Ray job.", no_args_is_help=True)
+
+Publish = Annotated[bool, typer.Option("--publish", help="Make it the champion although there is one.")]
+Warm = Annotated[bool, typer.Option("--warm", help="Start from the champion's weights: fewer and smaller steps.")]
 
 
 @app.callback()
 def _group() -> None:
-    """Train a model and make it the champion; a running stack takes it up by itself."""
+    """Train a model, as a Ray job: of RAY_ADDRESS, of the stack that is up, or of a Ray of its own.
+
+    The first version becomes champion. Where there is one, the new version is a candidate, which `playhead rollout`
+    takes further; `--publish` makes it champion at once. A running stack takes a champion up by itself.
+    """
+
+
+def _train(model: str, output: Output, settings: "Settings", reporter: Reporter, **options: Any) -> None:
+    """Train, then say what came of it."""
+    from deployments.candidates import run_as_job  # noqa: PLC0415  (imports torch)
+
+    artifact, published = run_as_job(model, settings, reporter, **options)
+    what = "champion" if published else "candidate"
+    output.console.print(f"  {what} {artifact.path}", markup=False, soft_wrap=True)
+    answer = {"version": artifact.version, "path": str(artifact.path), "metrics": artifact.manifest.metrics}
+    output.answer(answer | {"champion": published})
 
 
 @app.command("recommend")
@@ -21,6 +43,12 @@ def recommend(
     data: Annotated[str, typer.Option(help="Name of the data set.")] = "ml-100k",
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Take up a run that was interrupted.")] = False,
+    warm: Warm = False,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that share the encoder's fit.")] = 1,
+    streaming: Annotated[
+        bool | None, typer.Option("--streaming/--in-memory", help="Read events in parts; else from 20 million on.")
+    ] = None,
+    publish: Publish = False,
     as_json: Json = False,
 ) -> None:
     """Train the recommendation model: sequence encoder, retrieval and ranker."""
@@ -31,12 +59,10 @@ def recommend(
         settings = Settings.from_env()
         with reporting(output) as reporter:
             dataset = prepare_data(data, settings, reporter, fallback=False)
-            from deployments.jobs import train  # noqa: PLC0415  (imports torch)
-
-            artifact = train(dataset, settings, reporter, seed=seed, resume=resume)
-        output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
-        metrics = artifact.manifest.metrics
-        output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
+            _train(
+                "recommend", output, settings, reporter, dataset=dataset, seed=seed, resume=resume, warm=warm,
+                workers=workers, streaming=streaming, publish=publish,
+            )  # fmt: skip
 
 
 @app.command("bitrate")
@@ -62,6 +88,8 @@ def bitrate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Take up a run that was interrupted.")] = False,
+    warm: Warm = False,
+    publish: Publish = False,
     as_json: Json = False,
 ) -> None:
     """Train the bitrate policy in the simulator, for all ladders, segment lengths and QoEs at once."""
@@ -69,7 +97,6 @@ def bitrate(
 
     with answering(as_json=as_json) as output:
         settings = Settings.from_env()
-        from deployments.jobs import train_bitrate_policy  # noqa: PLC0415  (imports torch)
         from serve.errors import InvalidInput  # noqa: PLC0415
         from training.bitrate.material import Material  # noqa: PLC0415
         from training.bitrate.traces import Format  # noqa: PLC0415
@@ -85,12 +112,10 @@ def bitrate(
                 traces, sizes, vmaf, segment_s=segment_s, trace_format=trace_format, without=held_out  # type: ignore[arg-type]
             )  # fmt: skip
         with reporting(output) as reporter:
-            artifact = train_bitrate_policy(
-                material, settings, reporter, seed=seed, rounds=rounds, minutes=minutes, resume=resume
-            )
-        output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
-        metrics = artifact.manifest.metrics
-        output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
+            _train(
+                "bitrate", output, settings, reporter, material=material, seed=seed, rounds=rounds, minutes=minutes,
+                resume=resume, warm=warm, publish=publish,
+            )  # fmt: skip
 
 
 @app.command("quality")
@@ -102,6 +127,7 @@ def quality(
     encodes: Annotated[int | None, typer.Option(min=1, max=64, help="Of each source; else 6.")] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Sources that are encoded at a time.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same model.")] = 0,
+    publish: Publish = False,
     as_json: Json = False,
 ) -> None:
     """Train what estimates VMAF with no reference: from the bitstream alone, and from decoded frames.
@@ -113,12 +139,8 @@ def quality(
 
     with answering(as_json=as_json) as output:
         settings = Settings.from_env()
-        from deployments.jobs import train_quality_models  # noqa: PLC0415  (imports torch)
-
         with reporting(output) as reporter:
-            artifact = train_quality_models(
-                settings, reporter, folder=folder, seed=seed, encodes=encodes, workers=workers
-            )
-        output.console.print(f"  champion {artifact.path}", markup=False, soft_wrap=True)
-        metrics = artifact.manifest.metrics
-        output.answer({"version": artifact.version, "path": str(artifact.path), "metrics": metrics})
+            _train(
+                "quality", output, settings, reporter, folder=folder, seed=seed, encodes=encodes, workers=workers,
+                publish=publish,
+            )  # fmt: skip

@@ -49,17 +49,19 @@ OPTIONS = {
     ("data", "import"): {"--name", "--json"},
     ("data", "snapshot"): {"--name", "--until", "--json"},
     ("data", "check"): {"--until", "--json"},
-    ("train", "recommend"): {"--data", "--seed", "--resume", "--json"},
+    ("train", "recommend"): {
+        *("--data", "--seed", "--resume", "--warm", "--workers", "--streaming", "--in-memory", "--publish", "--json"),
+    },
     ("train", "bitrate"): {
         *("--traces", "--format", "--sizes", "--vmaf", "--segment-s", "--rounds", "--minutes", "--seed", "--resume"),
-        *("--without", "--json"),
+        *("--without", "--warm", "--publish", "--json"),
     },
     ("eval", "bitrate"): {
         *("--traces", "--format", "--family", "--count", "--seed", "--sizes", "--vmaf", "--ladder-kbps", "--segment-s"),
         *("--max-buffer-s", "--qoe", "--policy", "--model", "--logs", "--plot", "--plot-trace", "--json"),
     },
     ("eval", "recommend"): {"--data", "--seed", "--seeds", "--json"},
-    ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--json"},
+    ("train", "quality"): {"--folder", "--encodes", "--workers", "--seed", "--publish", "--json"},
     ("eval", "anomaly"): {"--nab", "--rivals", "--out", "--top", "--json"},
     ("demo", "outage"): {"--viewers", "--warm-up", "--broken", "--url", "--json"},
     ("localise",): {"--at", "--history", "--top", "--metric", "--json"},

@@ -9,8 +9,9 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
+from deployments.candidates import train_and_settle
 from deployments.inventory import model_versions
-from deployments.jobs import evaluate_recommend, interactions_of_dataset, train
+from deployments.jobs import evaluate_recommend, interactions_of_dataset
 from deployments.preparation import (
     POLICY,
     has_champions,
@@ -125,7 +126,8 @@ def test_a_champion_of_other_data_is_kept_with_a_word(settings, dataset, champio
 
 def test_a_model_is_trained_where_there_is_none_and_becomes_champion(settings, dataset, notices):
     assert prepare_data("tiny", settings, notices).snapshot == dataset.snapshot
-    artifact = train(dataset, settings, notices, seed=0, resume=False)
+    artifact, published = train_and_settle("recommend", settings, notices, dataset=dataset, tracked=False)
+    assert published
     assert read_champion(settings.models, "recommend") == artifact.path
     (entry,) = model_versions(settings.models)
     assert (entry.name, entry.version, entry.champion) == ("recommend", artifact.version, True)
@@ -140,7 +142,7 @@ def test_a_model_is_trained_where_there_is_none_and_becomes_champion(settings, d
 
 def test_a_policy_is_trained_where_there_is_none_and_becomes_champion(settings, notices, monkeypatch, tmp_path):
     tiny = FitSettings(rounds=1, predictor_rounds=1, play=PlaySettings(steps=4), parts=1)
-    monkeypatch.setattr("deployments.jobs.FitSettings", lambda: tiny)
+    monkeypatch.setattr("deployments.candidates.FitSettings", lambda: tiny)
     monkeypatch.setenv("PLAYHEAD_DATA", str(tmp_path / "none"))  # all is generated
     assert not has_champions(settings)
     prepare_policy(settings, notices)
