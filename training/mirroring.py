@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from training.registry import Alias, Registry
 
 _log = logging.getLogger(__name__)
 
+_VERSION: Final = re.compile(r"[0-9a-f]{12}")
 _MOST_MODELS: Final = 64
 _FIRST_REST_S: Final = 5.0
 _LONGEST_REST_S: Final = 300.0
@@ -50,8 +52,8 @@ class Followed:
         changed: aliases that name another version now, or none.
         registered: versions that were made known from the models' folder.
         fetched: versions that were brought into the models' folder.
-        missing: versions that the plan names and that are neither in the folder nor in the registry, or are damaged;
-            with why.
+        missing: what could not be done, with why: of versions that are neither in the folder nor in the registry, or
+            are damaged, or a registry that does not answer.
     """
 
     changed: tuple[str, ...] = ()
@@ -83,7 +85,9 @@ def follow_plan(registry: Registry, plan: RolloutPlan, models: Path | None = Non
     registered, fetched, missing = [], [], []
     for version in named(plan):
         try:
-            if models is not None and lacks(models, plan.model, version):
+            if not _VERSION.fullmatch(version):
+                missing.append(f"{version!r} is no version")
+            elif models is not None and lacks(models, plan.model, version):
                 registry.fetch(plan.model, version, models)
                 fetched.append(version)
             elif version not in known:
@@ -126,7 +130,7 @@ def _adopt(registry: Registry, path: Path) -> None:
 
 
 Work = Callable[[Sequence[RolloutPlan]], Mapping[str, Followed]]
-"""Follows plans; model -> what that did, without those that could not be followed. Raises Unavailable."""
+"""Follows plans; model -> what that did. Raises Unavailable where it cannot be told."""
 
 
 class RegistryMirror:
@@ -146,6 +150,7 @@ class RegistryMirror:
         self._rest_s = _FIRST_REST_S
         self._next_s = -math.inf
         self._trouble = ""
+        self._unreadable: dict[str, bytes] = {}
 
     def look(self, store: redis.Redis) -> dict[str, Followed]:
         """Read the plans, and follow those that changed or are not wholly followed yet.
@@ -195,7 +200,7 @@ class RegistryMirror:
 
     def _read(self, store: redis.Redis) -> list[RolloutPlan]:
         members: Any = store.smembers(MODELS)
-        models = sorted(member.decode() for member in members)[:_MOST_MODELS]
+        models = sorted(member.decode(errors="replace") for member in members)[:_MOST_MODELS]
         dumped: Any = store.mget([plan_key(model) for model in models]) if models else []
         plans = []
         for model, value in zip(models, dumped, strict=True):
@@ -204,7 +209,9 @@ class RegistryMirror:
             try:
                 plan = load_plan(value)
             except ValueError as error:
-                self._tell(f"the plan of {model} cannot be read: {error}")
+                if self._unreadable.get(model) != value:
+                    _log.warning("registry: the plan of %s cannot be read: %s", model, error)
+                self._unreadable[model] = value
                 continue
             if plan.model == model:
                 plans.append(plan)
@@ -235,7 +242,13 @@ def in_process(registry: Registry, models: Path) -> Work:
     """Work in this process, which then holds MLflow."""
 
     def work(plans: Sequence[RolloutPlan]) -> dict[str, Followed]:
-        return {plan.model: follow_plan(registry, plan, models) for plan in plans}
+        followed = {}
+        for plan in plans:
+            try:
+                followed[plan.model] = follow_plan(registry, plan, models)
+            except (PlayheadError, OSError) as error:  # a full disk; one model's trouble is not the others'
+                followed[plan.model] = Followed(missing=(str(error),))
+        return followed
 
     return work
 
@@ -283,15 +296,11 @@ def _signature(plan: RolloutPlan) -> tuple[str | None, ...]:
 
 
 def main() -> None:
-    """Follow the plans of standard input, and tell what that did, or what is wrong, as JSON."""
+    """Follow the plans of standard input, and tell what that did, as JSON."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings.from_env()
     plans = [RolloutPlan.from_json(document) for document in json.load(sys.stdin)]
-    try:
-        followed = in_process(Registry.of(settings), settings.models)(plans)
-    except PlayheadError as error:
-        print(json.dumps({"error": str(error)}))  # noqa: T201 - the answer
-        raise SystemExit(1) from error
+    followed = in_process(Registry.of(settings), settings.models)(plans)
     fields = {model: {name: getattr(found, name) for name in Followed.__slots__} for model, found in followed.items()}
     print(json.dumps({"followed": fields}))  # noqa: T201
 

@@ -46,6 +46,8 @@ def test_aliases_say_what_the_plan_says(own: tuple[Registry, Path, list[Artifact
     promoted = plan.promoted(2)
     assert set(follow_plan(registry, promoted, models).changed) == {"champion", "challenger", "previous"}
     assert registry.aliases(MODEL) == {"champion": two.version, "previous": one.version}
+    strange = follow_plan(registry, RolloutPlan(model=MODEL, champion="../../etc"), models)
+    assert strange.missing == ("'../../etc' is no version",)
     gone = follow_plan(registry, RolloutPlan(model=MODEL, champion="0" * 12), models)
     assert "000000000000" in gone.missing[0]
     assert registry.aliases(MODEL) == {}  # not the champion that was
@@ -76,17 +78,22 @@ def test_it_waits_for_what_is_away_and_says_so_once(
     down = Registry.of(settings_of(tmp_path), {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
     mirror = RegistryMirror(models, in_process(down, models))
     for _ in range(3):
-        assert mirror.look(store) == {}
+        (trouble,) = mirror.look(store)[MODEL].missing
+        assert "registry" in trouble
     assert caplog.text.count("an MLflow registry that answers") == 1
     mirror._work = in_process(registry, models)
-    assert mirror.look(store)[MODEL].registered == (one.version,)
+    put(store, RolloutPlan(model="No Model", revision=1, champion=one.version))
+    followed = mirror.look(store)
+    assert followed[MODEL].registered == (one.version,)  # whatever is wrong with another's plan
+    assert "model" in followed["No Model"].missing[0]
     with redis.Redis(port=1, socket_timeout=1, retry=None) as nobody:
         for _ in range(3):
             assert mirror.look(nobody) == {}
     assert caplog.text.count("the store does not answer") == 1
     store.set(plan_key(MODEL), b"{}")
-    assert mirror.look(store) == {}
-    assert "cannot be read" in caplog.text
+    for _ in range(3):
+        assert MODEL not in mirror.look(store)
+    assert caplog.text.count("cannot be read") == 1
 
 
 def test_it_works_in_a_process_of_its_own(
