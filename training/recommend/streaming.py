@@ -66,9 +66,8 @@ def stream_interactions(paths: Sequence[Path], source: str, *, until_ms: int | N
     compact = columns.map_batches(_compact, fn_kwargs={"known": known, "until_ms": until_ms}, **options)
     parts = [
         {name: table.column(name).to_numpy() for name in ("user", "title", "action", "ts")}
-        for reference in compact.iter_internal_ref_bundles()
-        for block, _ in reference.blocks
-        if (table := ray.get(block)).num_rows
+        for table in compact.iter_batches(batch_format="pyarrow", batch_size=None)
+        if table.num_rows
     ]
     user, title, action, ts = (
         np.concatenate([part[name] for part in parts]) for name in ("user", "title", "action", "ts")
