@@ -10,7 +10,6 @@ Importing this module imports torch.
 """
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -24,18 +23,20 @@ from deployments.progress import Moment, Notice, Reporter, phase
 from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, ray_place
 from deployments.state import RunFolder
 from features.settings import Settings
-from serve.artifacts import Artifact, read_artifact, read_champion, replace_file, set_champion
+from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
 from serve.errors import InvalidInput, PlayheadError
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
-from training.checks import check_data, require
+from training.checks import check_data, read_profile, require, write_profile
+from training.data_profiles import DataProfile
 from training.datasets import Dataset
 from training.jobs import Resources, Tell, connected, run_job
 from training.quality.encodes import ENCODES
 from training.quality.noreference_export import NAME as QUALITY
 from training.quality.noreference_pipeline import train_quality
 from training.recommend.pipeline import train_recommend
+from training.recommend.train import FitSettings as EncoderFit
 from training.registry import Registry
 from training.runs import Run
 
@@ -75,6 +76,7 @@ def train_candidate(
     until_ms: int | None = None,
     resume: bool = False,
     tracked: bool = True,
+    origin: str = "",
     **options: Any,
 ) -> Artifact:
     """Train a version of a model in this process; the champion stays what it is.
@@ -85,13 +87,14 @@ def train_candidate(
         reporter: told of the phases `checks`, `training` (`bitrate`, `quality`) and `registry`.
         dataset: what recommend is trained on.
         seed: of everything random.
-        warm: start from the champion's weights; recommend and bitrate.
+        warm: start from the weights of a version; recommend and bitrate.
+        origin: that version; empty: the one that the models' folder names as champion.
         until_ms: recommend: only events before this time are used, UTC milliseconds; None: all.
         resume: take up the run with the same arguments that was interrupted, if there is one.
         tracked: whether data is checked, and run and version are told to the registry.
-        options: recommend: `workers` (processes that share the encoder's fit) and `streaming` (True, False, or None:
-            as the data's size asks for), which need a Ray that is connected, and `since_ms`. bitrate: `material`,
-            `rounds`, `minutes`. quality: `folder`, `encodes`, `workers`.
+        options: recommend: `workers` (processes that share the encoder's fit) and `streaming` (True, False, or None: as
+            the data's size asks for), which need a Ray that is connected, `since_ms`, and `fitting`, of the encoder.
+            bitrate: `material`, `rounds`, `minutes`. quality: `folder`, `encodes`, `workers`.
 
     Returns:
         The version, in PLAYHEAD_HOME/models.
@@ -101,12 +104,22 @@ def train_candidate(
         DataRefused: data that no model should learn from.
         ArtifactError: the champion is damaged, or the export failed.
     """
-    parent = _parent(model, settings) if warm else None
-    parameters = {"seed": seed, "warm": warm, "parent": parent.version if parent else "", **_plain(options)}
+    parent = _parent(model, settings, origin) if warm else None
+    parameters: dict[str, Any] = {
+        "seed": seed,
+        "warm": warm,
+        "parent": parent.version if parent else "",
+        **_plain(options),
+    }
     if dataset is not None:
         parameters |= {"dataset": dataset.name, "snapshot": dataset.snapshot, "until_ms": until_ms}
     with _run(model, settings, parameters, reporter, tracked=tracked) as run:
-        common = {"seed": seed, "parent": parent, "resume": resume, "run": "" if run is None else run.id}
+        common: dict[str, Any] = {
+            "seed": seed,
+            "parent": parent,
+            "resume": resume,
+            "run": "" if run is None else run.id,
+        }
         if model == MODEL:
             if dataset is None:
                 raise InvalidInput(field="dataset", got=None, expected="a data set", next_step="Name one with --data.")
@@ -234,23 +247,25 @@ class _JobReporter:
 def _recommend(
     dataset: Dataset, settings: Settings, reporter: Reporter, *, seed: int, parent: Artifact | None, resume: bool,
     run: str, until_ms: int | None, tracked: bool, workers: int = 1, streaming: bool | None = None,
-    since_ms: int | None = None,
+    fitting: EncoderFit | None = None, since_ms: int | None = None,
 ) -> Artifact:  # fmt: skip
     torch.set_num_threads(threads())
     if streaming is None:
         streaming = tracked and _is_large(dataset)
-    if tracked:
-        _check(dataset, settings, reporter, streaming=streaming)
+    profile = _check(dataset, settings, reporter, streaming=streaming) if tracked else None
     kind = "" if until_ms is None else f"-until-{until_ms}"
     checkpoint = _checkpoint(settings, f"{MODEL}-{dataset.name}-{seed}{kind}", resume=resume)
     with phase(reporter, "training") as found:
         artifact = train_recommend(
             dataset.path, settings.models / MODEL, seed, advance(reporter, "training"), checkpoint=checkpoint,
-            parent=parent, until_ms=until_ms, workers=workers, streaming=streaming, run=run, since_ms=since_ms,
+            parent=parent, until_ms=until_ms, workers=workers, streaming=streaming, run=run, settings=fitting,
+            since_ms=since_ms,
         )  # fmt: skip
         figures = [(name, artifact.manifest.metrics.get(name)) for name in ("hr@10", "ndcg@10")]
         shown = [f"{name} {value:.4f}" for name, value in figures if isinstance(value, float)]
         found.append(", ".join([f"{MODEL} {artifact.version}", *shown]))
+    if profile is not None:
+        write_profile(settings, MODEL, profile)
     return artifact
 
 
@@ -306,7 +321,9 @@ def _checkpoint(settings: Settings, name: str, *, resume: bool) -> Path:
     return path
 
 
-def _parent(model: str, settings: Settings) -> Artifact:
+def _parent(model: str, settings: Settings, origin: str) -> Artifact:
+    if origin:
+        return read_artifact(settings.models / model / origin)
     live = read_champion(settings.models, model)
     if live is None:
         raise InvalidInput(
@@ -320,29 +337,24 @@ def _is_large(dataset: Dataset | None) -> bool:
     return dataset is not None and dataset.rows["events"] >= STREAMING_FROM_ROWS
 
 
-def _check(dataset: Dataset, settings: Settings, reporter: Reporter, *, streaming: bool) -> None:
-    """Judge the data against what was trained on before; its profile is what the next run is compared with.
+def _check(dataset: Dataset, settings: Settings, reporter: Reporter, *, streaming: bool) -> DataProfile | None:
+    """Judge the data against what was trained on before; its profile, None where it is not judged.
 
     Raises:
         DataRefused: it is not as it must be.
     """
     if streaming:  # the checks read whole tables
-        text = "not checked: what is read in parts was judged when it was imported, and by nothing since"
+        text = "not checked: data that is read in parts is judged when it is imported, and not again"
         reporter.tell(Notice(phase="checks", moment=Moment.NOTE, text=text))
-        return
-    path = settings.home / "training" / f"{MODEL}-{dataset.name}.profile.json"
+        return None
     with phase(reporter, "checks", dataset.name) as found:
-        previous = None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            previous = DataProfile.from_json(json.loads(path.read_text(encoding="utf-8")))
-        report = check_data(dataset, previous)
+        report = check_data(dataset, read_profile(settings, MODEL))
         for problem in report.problems:
             if problem.severity != "error":
                 reporter.tell(Notice(phase="checks", moment=Moment.NOTE, text=str(problem)))
         require(report)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(report.profile.as_json()).encode())
         found.append(f"{dataset.name}: {len(report.problems)} warnings")
+    return report.profile
 
 
 @contextlib.contextmanager

@@ -114,7 +114,8 @@ class Update:
                 told.text.append("nothing wrong")
             with self._step("training") as told:
                 candidate, _ = run_as_job(
-                    self._model, self._settings, self._reporter, dataset=dataset, warm=True, until_ms=cut_ms,
+                    self._model, self._settings, self._reporter, dataset=dataset, warm=True,
+                    origin=champion.version, until_ms=cut_ms,
                     since_ms=self._trigger.since_ms, resume=True,
                 )  # fmt: skip
                 told.text.append(f"{candidate.version} from {champion.version}")

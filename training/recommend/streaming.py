@@ -10,6 +10,7 @@ What comes out is what `training.recommend.frames.interactions_of` makes of the 
 Importing this module imports Ray Data.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +51,7 @@ def stream_interactions(paths: Sequence[Path], source: str, *, until_ms: int | N
             field="events", got=", ".join(map(str, paths)), expected="Parquet files of events",
             next_step="Correct the path, or prepare the data set.",
         )  # fmt: skip
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True  # ties in time keep the order of the files
@@ -64,9 +66,8 @@ def stream_interactions(paths: Sequence[Path], source: str, *, until_ms: int | N
     compact = columns.map_batches(_compact, fn_kwargs={"known": known, "until_ms": until_ms}, **options)
     parts = [
         {name: table.column(name).to_numpy() for name in ("user", "title", "action", "ts")}
-        for reference in compact.iter_internal_ref_bundles()
-        for block, _ in reference.blocks
-        if (table := ray.get(block)).num_rows
+        for table in compact.iter_batches(batch_format="pyarrow", batch_size=None)
+        if table.num_rows
     ]
     user, title, action, ts = (
         np.concatenate([part[name] for part in parts]) for name in ("user", "title", "action", "ts")

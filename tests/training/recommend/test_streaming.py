@@ -32,16 +32,13 @@ def events():
 
 
 def test_the_visits_are_those_of_memory(small_ray, events, tmp_path, monkeypatch):
-    """One file, and partitions whose blocks split what a profile did with a title; with and without an end."""
+    """From partitions whose blocks split what a profile did with a title, up to a moment."""
     monkeypatch.setattr(streaming, "BATCH_ROWS", 700)
-    events.write_parquet(tmp_path / "events.parquet", row_group_size=1000)
-    (tmp_path / "parts").mkdir()
-    for number, start in enumerate(range(0, events.height, 2500)):
-        events[start : start + 2500].write_parquet(tmp_path / "parts" / f"part-{number:03}.parquet")
-    assert_same(stream_interactions([tmp_path / "events.parquet"], "events"), in_memory(events))
-    until_ms = int(events["ts"].quantile(0.6))
-    cut = stream_interactions([tmp_path / "parts"], "events", until_ms=until_ms)
-    assert_same(cut, in_memory(events.filter(pl.col("ts") < until_ms)))
+    for number, start in enumerate(range(0, events.height, 3500)):
+        events[start : start + 3500].write_parquet(tmp_path / f"part-{number:03}.parquet", row_group_size=1000)
+    until_ms = int(events["ts"].quantile(0.9))
+    found = stream_interactions([tmp_path], "events", until_ms=until_ms)
+    assert_same(found, in_memory(events.filter(pl.col("ts") < until_ms)))
 
 
 def test_no_files_and_no_events_are_refused(small_ray, events, tmp_path):

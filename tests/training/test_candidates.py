@@ -1,0 +1,91 @@
+"""Candidates: who becomes champion, what the registry hears, and the same as a job. Here because of its Ray."""
+
+import socket
+
+import pytest
+import torch
+
+from deployments.candidates import run_as_job, train_and_settle, train_candidate
+from deployments.progress import Moment
+from serve.artifacts import read_champion
+from serve.errors import InvalidInput
+from tests.deployments.conftest import Notices
+from tests.training.recommend import audience
+from tests.training.recommend.test_pipeline import pl_titles
+from tests.training.versions import settings_of
+from training.datasets.dataset import write_dataset
+from training.jobs import Resources
+from training.recommend.train import FitSettings
+from training.registry import Registry
+
+TINY = FitSettings(epochs=2, patience=2, warmup=5, batch=16)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def dataset(home):
+    events = audience.events(users=40, length=8)
+    return write_dataset(home / "data" / "chain", source="test", events=events, titles=pl_titles(audience.titles()))
+
+
+@pytest.fixture
+def notices(monkeypatch):
+    monkeypatch.setattr("deployments.candidates.threads", lambda: 1)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    threads = torch.get_num_threads()
+    yield Notices()
+    torch.set_num_threads(threads)
+
+
+def notes(notices, phase):
+    return [one.text for one in notices.told if (one.phase, one.moment) == (phase, Moment.NOTE)]
+
+
+def test_the_first_is_champion_the_next_a_candidate_and_the_registry_knows_both(home, dataset, notices, monkeypatch):
+    settings = settings_of(home)
+    with socket.socket() as nobody:  # bound, but not listening
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        first, published = train_and_settle("recommend", settings, notices, dataset=dataset, fitting=TINY)
+    assert published  # a registry that is down costs no model
+    assert read_champion(settings.models, "recommend") == first.path
+    assert notes(notices, "registry")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    second, published = train_and_settle(
+        "recommend", settings, notices, dataset=dataset, fitting=TINY, seed=1, warm=True
+    )
+    assert not published
+    assert read_champion(settings.models, "recommend") == first.path
+    assert second.manifest.lineage.parent == first.version
+    registry = Registry.of(settings)
+    assert {one.version for one in registry.versions("recommend")} == {first.version, second.version}
+    assert registry.find("recommend", second.version).run == second.manifest.lineage.run != ""
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path, dataset, notices):
+    settings = settings_of(tmp_path)
+    with pytest.raises(InvalidInput, match="champion"):
+        train_candidate("recommend", settings, notices, dataset=dataset, warm=True)
+    with pytest.raises(InvalidInput, match="a data set"):
+        train_candidate("recommend", settings, notices, tracked=False)
+    with pytest.raises(InvalidInput, match="recommend, bitrate or quality"):
+        train_candidate("weather", settings, notices, tracked=False)
+
+
+def test_a_job_trains_the_same_version(small_ray, home, tmp_path, dataset, notices):
+    """Weights, graphs and tables are those of training in this process, and progress comes back."""
+    settings = settings_of(tmp_path)
+    until_ms = int(dataset.frame("events")["ts"].quantile(0.8))
+    options = {"dataset": dataset, "tracked": False, "until_ms": until_ms, "fitting": TINY}
+    expected = train_candidate("recommend", settings_of(tmp_path / "here"), Notices(), **options)
+    made, published = run_as_job("recommend", settings, notices, resources=Resources(cpus=1), **options)
+    assert published
+    assert made.path.is_relative_to(settings.models)
+    assert any(one.phase == "training" and one.moment is Moment.DONE for one in notices.told)
+    assert made.manifest.lineage.last_ts_ms < until_ms
+    assert made.version == expected.version
