@@ -9,6 +9,7 @@ from deployments.commands import (
     demo,
     diagnosis,
     evaluation,
+    feedback,
     home,
     load,
     localise,
@@ -42,6 +43,7 @@ evaluation.app.command("rollout")(rollout.evaluate)
 app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
 app.add_typer(rollouts.app, name="rollout")
+app.add_typer(feedback.app, name="feedback")
 app.command("sessions")(sessions.sessions)
 app.command("models")(models.models)
 app.command("compile")(compilation.compile_)

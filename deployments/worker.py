@@ -1,6 +1,7 @@
 """Parts that work on the logs, each a process: `python -m deployments.worker NAME`.
 
-    sinks        drain logs into Parquet files: watch events, from which models are trained; sessions; exposures
+    sinks        drain logs into Parquet files: watch events, from which models are trained; sessions; exposures;
+                 feedback
     watchtower   a replica of the Watchtower; any number may run, on any machine that reaches the store
 
 Settings come from the environment. A part ends on SIGTERM and when its standard input ends, after the round it is in;
@@ -16,6 +17,7 @@ from typing import Final
 
 from features.settings import Settings
 from features.sink import EVENTS, LogSink
+from serve.feedback.records import FEEDBACK
 from serve.logs import configure
 from serve.rollout.exposures import EXPOSURES
 from serve.telemetry.records import SESSIONS
@@ -42,7 +44,7 @@ def drain(settings: Settings, stop: threading.Event) -> None:
     """Drain the logs, each in a thread of its own."""
     threads = [
         threading.Thread(target=LogSink(settings, settings.home / log.name, log).run, args=(stop,))
-        for log in (EVENTS, SESSIONS, EXPOSURES)
+        for log in (EVENTS, SESSIONS, EXPOSURES, FEEDBACK)
     ]
     for thread in threads:
         thread.start()

@@ -34,6 +34,7 @@ from serve.errors import PlayheadError
 from serve.exploration import Exploration
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
+from serve.gateway.feedback import FeedbackRoutes
 from serve.gateway.health import HealthBoard
 from serve.gateway.outages import POLL_S, STALE_MS, OutageBoard
 from serve.gateway.quality import QualityStage
@@ -160,6 +161,13 @@ async def open_gateway(
         beside.append(follower.run)
     followed = {follower.plan.model: follower for follower in followers}
     rollouts = RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None)
+    feedback = FeedbackRoutes(
+        settings,
+        quality.store,
+        lambda: [outage.outage_id for outage in told_outages.current()[0]],
+        arguments.model,
+        arguments.bitrate_model,
+    )
     closed: list[Closable] = [
         live,
         reader,
@@ -171,6 +179,7 @@ async def open_gateway(
         told_health,
         vitals_writer,
         rollouts,
+        feedback,
     ]
     closed += [*followers, steered] if steered else followers
 
@@ -191,6 +200,7 @@ async def open_gateway(
         health=told_health,
         vitals=vitals,
         rollouts=rollouts,
+        feedback=feedback,
         recommend_model=arguments.model,
         bitrate_model=arguments.bitrate_model,
         steering=steering,

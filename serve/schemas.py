@@ -30,6 +30,7 @@ MODEL_FAILED: Final = "model_failed"
 """In `degraded`: the model raised, and popular titles answer."""
 
 _SCORE: Final = re.compile(rb'"score":(-?\d[^,}]*)')
+_CHANCE: Final = re.compile(rb'"play":(null|\d[^,}]*)')
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -292,6 +293,15 @@ class Answer:
             most: so many at most.
         """
         return [float(found[1]) for found in islice(_SCORE.finditer(self.members), most)]
+
+    def chances(self, most: int) -> list[float | None]:
+        """Estimated chances that the first titles on it are played, as they are shown; None where none was estimated.
+
+        Args:
+            most: so many titles at most.
+        """
+        found = islice(_CHANCE.finditer(self.members), most)
+        return [None if one[1] == b"null" else float(one[1]) for one in found]
 
     def body(self, request_id: str) -> bytes:
         """The whole JSON answer, UTF-8."""

@@ -18,6 +18,7 @@ from serve.errors import PlayheadError
 from serve.gateway.bitrate import BitrateRoutes
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
+from serve.gateway.feedback import FeedbackRoutes
 from serve.gateway.health import HealthBoard
 from serve.gateway.ops import OpsRoutes
 from serve.gateway.outages import OutageBoard, OutageRoutes
@@ -52,6 +53,7 @@ def create(
     recommend_model: str,
     bitrate_model: str,
     rollouts: RolloutRoutes,
+    feedback: FeedbackRoutes,
     steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
@@ -70,6 +72,7 @@ def create(
         recommend_model: name of the ranker's model.
         bitrate_model: name of the planner's.
         rollouts: what changes which versions answer.
+        feedback: takes what people say of outputs.
         steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
@@ -102,6 +105,7 @@ def create(
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics, health).add_to(app)
     rollouts.add_to(app)
+    feedback.add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PlayheadError)

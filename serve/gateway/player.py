@@ -12,7 +12,7 @@ from fastapi import FastAPI, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from features.errors import FeaturesError, StoreUnavailable
-from features.events import CLOCK_TOLERANCE_MS, Event, Identifier
+from features.events import CLOCK_TOLERANCE_MS, Event, EventKind, Identifier
 from features.profiles import ProfileFeatures
 from serve.clock import now_ms
 from serve.errors import InvalidInput, PlayheadError, Unavailable
@@ -165,7 +165,13 @@ class PlayerRoutes:
         if isinstance(answer, str):
             answer = replace(Answer.empty_home(query.profile_id, (answer,), now_ms()), assigned=_missed(assigned))
         response = self._rendered(context, answer, profile.degraded)
-        where = {name: value for name, value in (("device", query.device), ("region", query.region)) if value}
+        where: dict[str, str | int] = {
+            name: value for name, value in (("device", query.device), ("region", query.region)) if value
+        }
+        if not profile.degraded:
+            where["visits"] = profile.stats.counts[EventKind.PLAY]
+            if profile.stats.last_ts_ms:
+                where["gap_s"] = max(0, answer.generated_ts - profile.stats.last_ts_ms) // 1000
         degraded = not _ORDINARY.issuperset(context.degraded)
         self._stages.exposures.shown(context.request_id, query.profile_id, answer, degraded=degraded, where=where)
         return response
@@ -214,7 +220,7 @@ class PlayerRoutes:
             raise _as_invalid(error) from error
         self._metrics.observe("events", time.perf_counter() - started)
         self._metrics.events(accepted=receipt.accepted, duplicates=receipt.duplicates)
-        self._stages.exposures.played(batch.events)
+        self._stages.exposures.happened(batch.events)
         if self._stages.prepare is not None and receipt.accepted:
             self._prepare(context, {event.profile_id for event in batch.events}, self._stages.prepare)
         body = {"request_id": context.request_id, "accepted": receipt.accepted, "duplicates": receipt.duplicates}

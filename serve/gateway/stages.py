@@ -96,15 +96,15 @@ class StageUnreachable(Exception):
 
 
 class ExposureSink(Protocol):
-    """Told of pages that are shown and of plays that come of them; never waits."""
+    """Told of pages that are shown and of what comes of them; never waits."""
 
     def shown(
-        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str]
+        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str | int]
     ) -> None:
         """A page is about to be answered."""
         ...
 
-    def played(self, events: Sequence[Event]) -> None:
+    def happened(self, events: Sequence[Event]) -> None:
         """Events were accepted."""
         ...
 
@@ -149,7 +149,7 @@ class Stages:
         planner: decides which rung to fetch next; a simple rule stands in where it does not answer.
         lookups: what is known of titles and networks, for the planner and the rule.
         telemetry: takes what players say.
-        exposures: told of what was shown, and of plays.
+        exposures: told of what was shown, and of what came of it.
         models: which models answer, as last known.
         not_ready: what this replica still waits for, empty when it may take traffic.
     """

@@ -1,16 +1,22 @@
 """What was shown to whom, by which version and with which propensity; and what came of it.
 
-playhead:exposures   a stream of pages that were shown and of plays that followed, in the order in which they happened
+playhead:exposures   a stream of pages that were shown and of what followed from them (plays, finishes, thumbs), in the
+                     order in which it happened
+playhead:exposures:versions:MINUTE
+                     request_id -> version of the pages that were told of in a minute; for NAMED_MIN minutes
 
 Exposures are told after the answer, from memory, in batches; what the store does not take is dropped and counted, for
-nobody waits for it. A play names the page that it came from (`request_id`), so both can be joined. Entries stay
-until about MOST_KEPT newer ones came: whoever decides rollouts, and the sink, read the same stream.
+nobody waits for it. An outcome names the page that it came from (`request_id`), so both can be joined. A batch of
+events that a player sends again is told again: who counts outcomes counts each once. Entries stay until about MOST_KEPT
+newer ones came: whoever decides rollouts, whoever measures online, and the sink, read the same stream.
 """
 
 import asyncio
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
 import hiredis
@@ -22,6 +28,7 @@ from features.events import Event, EventKind
 from features.layout import command
 from features.link import StoreLink
 from features.sink import Log
+from serve.clock import now_ms
 from serve.metrics import Metrics
 from serve.schemas import MODEL_FAILED, Answer
 
@@ -30,16 +37,47 @@ FIELD: Final = b"exposure"
 MOST_KEPT: Final = 100_000
 FLUSH_S: Final = 0.25
 
+NAMED_MIN: Final = 60
+"""Minutes for which a page's version is found by its request id; about 60 bytes of the store a page."""
+
 _MOST_WAITING: Final = 20_000
 _BATCH: Final = 1_000
 _DEADLINE_S: Final = 2.0
 
 SHOWN: Final = "shown"
 PLAYED: Final = "played"
+FINISHED: Final = "finished"
+THUMBS_UP: Final = "thumbs_up"
+THUMBS_DOWN: Final = "thumbs_down"
+OUTCOMES: Final[Mapping[EventKind, str]] = {
+    EventKind.PLAY: PLAYED,
+    EventKind.FINISH: FINISHED,
+    EventKind.THUMBS_UP: THUMBS_UP,
+    EventKind.THUMBS_DOWN: THUMBS_DOWN,
+}
+"""Events that are told where they name a page, and the kind of their record."""
+
+MOST_CHANCES: Final = 30
+"""First titles of a page whose estimated chances of a play are told."""
+
+
+def versions_key(minute: int) -> str:
+    """Key of the versions of the pages that were told of in a minute since the epoch."""
+    return f"{STREAM}:versions:{minute}"
+
+
+def version_lookup(request_id: str, at_ms: int) -> tuple[bytes, int]:
+    """Commands that find the version of a page that was told of in the last NAMED_MIN minutes, and how many they are.
+
+    Each replies with the version, empty where no model made the page, or None; newest first.
+    """
+    minute = at_ms // 60_000
+    keys = [versions_key(minute - ago) for ago in range(-1, NAMED_MIN)]  # clocks may be apart
+    return b"".join([command("HGET", key, request_id) for key in keys]), len(keys)
 
 
 class ExposureWriter:
-    """Tells of pages and plays. Belongs to one event loop.
+    """Tells of pages and of what came of them. Belongs to one event loop.
 
     Args:
         redis_url: where the store is.
@@ -52,9 +90,10 @@ class ExposureWriter:
         self._model = model
         self._metrics = metrics
         self._waiting: deque[bytes] = deque()
+        self._versions: dict[str, str] = {}
 
     def shown(
-        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str]
+        self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str | int]
     ) -> None:
         """A page is about to be answered.
 
@@ -63,7 +102,8 @@ class ExposureWriter:
             profile_id: whose page it is.
             answer: the page.
             degraded: whether it is less than it could be, for more than an ordinary reason.
-            where: `device` and `region`, as far as they were given.
+            where: `device` and `region`, as far as they were given; `visits` (plays of the profile so far) and
+                `gap_s` (seconds since its last event), as far as they are known.
         """
         assigned, seconds = answer.assigned, answer.timings_ms.get("ranker")
         rollout: dict[str, Any] = {"assigned": None, "challenged": False, "propensity": 1.0, "salt": ""}
@@ -72,25 +112,36 @@ class ExposureWriter:
                 "assigned": assigned.version, "challenged": assigned.challenged, "propensity": assigned.propensity,
                 "salt": assigned.salt,
             }  # fmt: skip
+        if len(self._versions) < _MOST_WAITING:
+            self._versions[request_id] = answer.versions.get("model", "")
         self._tell({
             "kind": SHOWN, "ts": answer.generated_ts, "request_id": request_id, "profile_id": profile_id,
             "model": self._model, "version": answer.versions.get("model"),
             "failed": MODEL_FAILED in answer.degraded or (assigned is not None and assigned.missed),
             "degraded": degraded, "seconds": None if seconds is None else seconds / 1000, **rollout, **where,
-            "rows": answer.shown, "slots": answer.slots, "explored": answer.explored,
+            "rows": answer.shown, "chances": answer.chances(MOST_CHANCES), "slots": answer.slots,
+            "explored": answer.explored,
         })  # fmt: skip
 
-    def played(self, events: Sequence[Event]) -> None:
-        """Events were accepted: those that are plays of a page that is named are told."""
+    def happened(self, events: Sequence[Event]) -> None:
+        """Events were accepted: plays, finishes and thumbs that name the page they came from are told."""
         for event in events:
-            if event.kind is EventKind.PLAY and event.request_id:
+            kind = OUTCOMES.get(event.kind)
+            if kind is not None and event.request_id:
                 self._tell({
-                    "kind": PLAYED, "ts": event.ts, "request_id": event.request_id, "profile_id": event.profile_id,
+                    "kind": kind, "ts": event.ts, "request_id": event.request_id, "profile_id": event.profile_id,
                     "title_id": event.title_id, "row": event.row, "rank": event.rank,
                 })  # fmt: skip
 
     async def flush(self) -> None:
         """Write what waits; call it each FLUSH_S."""
+        if self._versions:
+            named, self._versions = self._versions, {}
+            key = versions_key(now_ms() // 60_000)
+            naming = command("HSET", key, *chain.from_iterable(named.items()))
+            naming += command("EXPIRE", key, 60 * (NAMED_MIN + 1))
+            with suppress(StoreUnavailable):  # these pages can't be told either, which is counted
+                await self._link.call(naming, count=2, deadline_s=_DEADLINE_S)
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             appends = [command("XADD", STREAM, "MAXLEN", "~", MOST_KEPT, "*", FIELD, one) for one in batch]
@@ -127,8 +178,8 @@ _SCHEMA: Final[Mapping[str, Any]] = {
     "kind": pl.String, "ts": pl.Int64, "request_id": pl.String, "profile_id": pl.String, "model": pl.String,
     "version": pl.String, "assigned": pl.String, "challenged": pl.Boolean, "propensity": pl.Float64, "salt": pl.String,
     "failed": pl.Boolean, "degraded": pl.Boolean, "seconds": pl.Float64, "device": pl.String, "region": pl.String,
-    "rows": pl.String, "title_id": pl.String, "row": pl.String, "rank": pl.Int64, "slots": pl.String,
-    "explored": pl.Int64,
+    "visits": pl.Int64, "gap_s": pl.Int64, "rows": pl.String, "chances": pl.String, "title_id": pl.String,
+    "row": pl.String, "rank": pl.Int64, "slots": pl.String, "explored": pl.Int64,
 }  # fmt: skip
 
 
@@ -153,15 +204,16 @@ def read_exposure(dumped: bytes) -> dict[str, Any]:
 
 def _read_row(dumped: bytes) -> dict[str, Any]:
     document = read_exposure(dumped)
+    lists = {name: json.dumps(document.get(name)) for name in ("rows", "chances")}
     slots = document["slots"]
-    as_text = {"rows": json.dumps(document.get("rows")), "slots": None if slots is None else json.dumps(slots)}
-    return {name: document[name] for name in _SCHEMA} | as_text
+    return {name: document[name] for name in _SCHEMA} | lists | {"slots": None if slots is None else json.dumps(slots)}
 
 
 EXPOSURES: Final = Log(
     name="exposures", stream=STREAM, field=FIELD, read=_read_row, schema=_SCHEMA, time="ts", trims=False
 )
-"""Pages that were shown and plays that came of them.
+"""Pages that were shown, and plays, finishes and thumbs that came of them.
 
-JSON in columns: `rows` [[row, [title_id, ...]], ...]; `slots` [[title_id, propensity], ...], null where nothing would
-have been explored. `explored` is the slot that was."""
+JSON in columns: `rows` [[row, [title_id, ...]], ...]; `chances` of the first titles in reading order, null where none
+was estimated; `slots` [[title_id, propensity], ...], null where nothing would have been explored. `explored` is the
+slot that was."""

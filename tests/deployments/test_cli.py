@@ -22,13 +22,14 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions", "rollout"),
+        *("demo", "load", "home", "sessions", "rollout", "feedback"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
     ("eval",): {"anomaly", "localise", "outages", "recommend", "bitrate", "quality", "rollout"},
     ("quality",): {"title"},
     ("demo",): {"outage"},
+    ("feedback",): {"list", "count", "export"},
     ("rollout",): {"promote", "rollback", "pause", "shadow", "status", "changes"},
 }
 
@@ -42,6 +43,9 @@ OPTIONS = {
     ("rollout", "shadow"): {"--by", "--reason", "--url", "--json"},
     ("rollout", "status"): {"--url", "--json"},
     ("rollout", "changes"): {"--limit", "--url", "--json"},
+    ("feedback", "list"): {"--kind", "--verdict", "--model", "--version", "--reporter", "--limit", "--url", "--json"},
+    ("feedback", "count"): {"--kind", "--model", "--version", "--url", "--json"},
+    ("feedback", "export"): {"--labels", "--json"},
     ("sessions",): {"--by", "--minutes", "--top", "--json"},
     ("doctor",): {"--port", "--data", "--json"},
     ("data", "prepare"): {"--json"},

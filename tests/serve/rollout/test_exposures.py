@@ -10,14 +10,26 @@ import redis
 from features.events import Event, EventKind
 from features.sink import LogSink, read_log
 from serve.metrics import Metrics
-from serve.rollout.exposures import EXPOSURES, FIELD, PLAYED, SHOWN, STREAM, ExposureWriter, read_exposure
+from serve.rollout.exposures import (
+    EXPOSURES,
+    FIELD,
+    FINISHED,
+    PLAYED,
+    SHOWN,
+    STREAM,
+    THUMBS_DOWN,
+    THUMBS_UP,
+    ExposureWriter,
+    read_exposure,
+)
 from serve.schemas import Answer, Assigned
 
 T0 = 1_790_000_000_000
+ITEMS = b'[{"name":"x\\"play\\":1","play":0.25,"finish":1},{"play":null}]'
 ANSWER = Answer(
-    members=b'"rows":[]', versions={"model": "a" * 12}, degraded=(), generated_ts=T0, timings_ms={"ranker": 2.0},
-    assigned=Assigned("b" * 12, True, 0.25, "salt", True), shown=(("top", ("t1", "t2")),),  # noqa: FBT003
-    slots=(("t1", 0.998), ("t2", 0.0001)), explored=1,
+    members=b'"rows":[{"items":%b}]' % ITEMS, versions={"model": "a" * 12}, degraded=(), generated_ts=T0,
+    timings_ms={"ranker": 2.0}, assigned=Assigned("b" * 12, True, 0.25, "salt", True),  # noqa: FBT003
+    shown=(("top", ("t1", "t2")),), slots=(("t1", 0.998), ("t2", 0.0001)), explored=1,
 )  # fmt: skip
 
 
@@ -27,34 +39,40 @@ def told(store: redis.Redis) -> list[dict[str, Any]]:
 
 async def test_what_was_shown_and_played_is_told_in_order(store: redis.Redis, settings: Any) -> None:
     writer = ExposureWriter(settings.redis_url, "recommend", Metrics())
-    writer.shown("r1", "p1", ANSWER, degraded=False, where={"device": "tv"})
+    writer.shown("r1", "p1", ANSWER, degraded=False, where={"device": "tv", "visits": 7})
     events = [
         Event(event_id=f"e{place}", profile_id="p1", title_id="t2", kind=kind, ts=T0 + 5, request_id=request_id)
         for place, (kind, request_id) in enumerate(
-            [(EventKind.PLAY, "r1"), (EventKind.PLAY, None), (EventKind.IMPRESSION, "r1")]
+            [
+                (EventKind.PLAY, "r1"), (EventKind.PLAY, None), (EventKind.IMPRESSION, "r1"),
+                (EventKind.FINISH, "r1"), (EventKind.THUMBS_UP, "r1"), (EventKind.THUMBS_DOWN, "r1"),
+                (EventKind.FINISH, ""),
+            ]
         )
-    ]
-    writer.played(events)
+    ]  # fmt: skip
+    writer.happened(events)
     await writer.flush()
-    shown, played = told(store)
+    shown, played, *later = told(store)
     assert (shown["kind"], shown["profile_id"], shown["version"]) == (SHOWN, "p1", "a" * 12)
     assert (shown["assigned"], shown["challenged"], shown["propensity"]) == ("b" * 12, True, 0.25)
     assert (shown["failed"], shown["seconds"], shown["device"], shown["region"]) == (True, 0.002, "tv", None)
     assert shown["rows"] == [["top", ["t1", "t2"]]]
     assert (shown["slots"], shown["explored"]) == ([["t1", 0.998], ["t2", 0.0001]], 1)
     assert (played["kind"], played["request_id"], played["title_id"]) == (PLAYED, "r1", "t2")
+    assert [one["kind"] for one in later] == [FINISHED, THUMBS_UP, THUMBS_DOWN]
     await writer.close()
     sink = LogSink(settings, settings.home / "exposures", EXPOSURES, wait_ms=20)
     try:
-        assert sink.drain() == 2
+        assert sink.drain() == 5
     finally:
         sink.close()
     frame = read_log(settings.home / "exposures", EXPOSURES)
-    assert frame["kind"].to_list() == [SHOWN, PLAYED]
+    assert frame["kind"].to_list() == [SHOWN, PLAYED, FINISHED, THUMBS_UP, THUMBS_DOWN]
+    assert (json.loads(frame["chances"][0]), frame["visits"][0]) == ([0.25, None], 7)
     assert json.loads(frame["rows"][0]) == [["top", ["t1", "t2"]]]
-    assert frame["slots"].to_list() == ['[["t1", 0.998], ["t2", 0.0001]]', None]
-    assert frame["explored"].to_list() == [1, None]
-    assert store.xlen(STREAM) == 2, "others read it too"
+    assert frame["slots"].to_list() == ['[["t1", 0.998], ["t2", 0.0001]]', None, None, None, None]
+    assert frame["explored"].to_list() == [1, None, None, None, None]
+    assert store.xlen(STREAM) == 5, "others read it too"
 
 
 async def test_a_store_that_is_down_costs_no_answer_and_is_counted(valkey_process: Any) -> None:
