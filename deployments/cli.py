@@ -20,6 +20,7 @@ from deployments.commands import (
     rollouts,
     sessions,
     stack,
+    titles,
     training,
 )
 
@@ -35,6 +36,7 @@ app.command("down")(stack.down)
 app.command("status")(stack.status)
 app.command("doctor")(diagnosis.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(titles.app, name="titles")
 app.add_typer(training.app, name="train")
 evaluation.app.command("anomaly")(anomaly.anomaly)
 evaluation.app.command("localise")(localise.evaluate)

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from ray import serve as ray_serve
 
+from features.additions import AddedTitles
 from features.online import OnlineFeatures
 from features.popularity import TitleStatistics
 from features.profiles import ProfileFeatures
@@ -346,4 +347,5 @@ def _live_ranker(arguments: Arguments, metrics: Metrics) -> LiveRanker:
     )
     exploration = Exploration(epsilon=arguments.exploration, slots=arguments.exploration_slots)
     ranking = RankerSettings(device=arguments.device, threads=arguments.threads, exploration=exploration)
-    return LiveRanker(ranking, sources, TitleStatistics(settings), metrics)
+    added = AddedTitles(settings, arguments.dataset)
+    return LiveRanker(ranking, sources, TitleStatistics(settings), added, metrics)

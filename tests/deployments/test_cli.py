@@ -22,7 +22,7 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions", "rollout", "feedback"),
+        *("demo", "load", "home", "sessions", "rollout", "feedback", "titles"),
     },
     ("data",): {"prepare", "import"},
     ("train",): {"recommend", "bitrate", "quality"},
@@ -30,6 +30,7 @@ SURFACE = {
     ("quality",): {"title"},
     ("demo",): {"outage"},
     ("feedback",): {"list", "count", "export"},
+    ("titles",): {"put", "remove"},
     ("rollout",): {"promote", "rollback", "pause", "shadow", "status", "changes"},
 }
 
@@ -43,6 +44,8 @@ OPTIONS = {
     ("rollout", "shadow"): {"--by", "--reason", "--url", "--json"},
     ("rollout", "status"): {"--url", "--json"},
     ("rollout", "changes"): {"--limit", "--url", "--json"},
+    ("titles", "put"): {"--data", "--wait", "--url", "--json"},
+    ("titles", "remove"): {"--data", "--json"},
     ("feedback", "list"): {"--kind", "--verdict", "--model", "--version", "--reporter", "--limit", "--url", "--json"},
     ("feedback", "count"): {"--kind", "--model", "--version", "--url", "--json"},
     ("feedback", "export"): {"--labels", "--json"},
