@@ -70,7 +70,7 @@ class Arguments(BaseModel):
     stage_deadline_ms: float = Field(default=200.0, gt=0)
     deadline_s: float = Field(default=1.0, gt=0, le=60)
     listen_host: str = "127.0.0.1"
-    catalogue_poll_s: float = Field(default=2.0, gt=0)
+    catalogue_poll_s: float = Field(default=1.0, gt=0)
     champion_poll_s: float = Field(default=2.0, gt=0)
     title_stats_poll_s: float = Field(default=5.0, gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
