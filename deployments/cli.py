@@ -9,6 +9,7 @@ from deployments.commands import (
     demo,
     diagnosis,
     evaluation,
+    feedback,
     gate,
     home,
     learning,
@@ -22,6 +23,7 @@ from deployments.commands import (
     rollouts,
     sessions,
     stack,
+    titles,
     training,
 )
 
@@ -37,6 +39,7 @@ app.command("down")(stack.down)
 app.command("status")(stack.status)
 app.command("doctor")(diagnosis.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(titles.app, name="titles")
 app.add_typer(training.app, name="train")
 evaluation.app.command("anomaly")(anomaly.anomaly)
 evaluation.app.command("localise")(localise.evaluate)
@@ -48,6 +51,7 @@ app.add_typer(evaluation.app, name="eval")
 app.command("localise")(localise.localise)
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(learning.app, name="learn")
+app.add_typer(feedback.app, name="feedback")
 app.command("sessions")(sessions.sessions)
 app.add_typer(models.app, name="models")
 app.command("gate")(gate.gate)

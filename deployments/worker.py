@@ -1,6 +1,7 @@
 """Parts that work on the logs, each a process: `python -m deployments.worker NAME`.
 
-    sinks        drain logs into Parquet files: watch events, from which models are trained; sessions; exposures
+    sinks        drain logs into Parquet files: watch events, from which models are trained; sessions; exposures;
+                 feedback
     watchtower   a replica of the Watchtower; any number may run, on any machine that reaches the store
     learner      updates models from what viewers did; any number may run, one works
     registry     mirrors who answers into the registry's aliases, and fetches versions that are not on this machine
@@ -18,6 +19,7 @@ from typing import Final
 
 from features.settings import Settings
 from features.sink import EVENTS, LogSink
+from serve.feedback.records import FEEDBACK
 from serve.logs import configure
 from serve.rollout.exposures import EXPOSURES
 from serve.telemetry.records import SESSIONS
@@ -44,7 +46,7 @@ def drain(settings: Settings, stop: threading.Event) -> None:
     """Drain the logs, each in a thread of its own."""
     threads = [
         threading.Thread(target=LogSink(settings, settings.home / log.name, log).run, args=(stop,))
-        for log in (EVENTS, SESSIONS, EXPOSURES)
+        for log in (EVENTS, SESSIONS, EXPOSURES, FEEDBACK)
     ]
     for thread in threads:
         thread.start()

@@ -41,6 +41,7 @@ class Log:
         time: the column, UTC milliseconds, whose date in UTC is the partition.
         key: the column of which a second record is the first again; by default, the position in the log.
         trims: whether entries leave the log once every consumer group has acknowledged them; else its writers bound it.
+        keeps: how many of the newest stay all the same, for whoever else reads the log.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Log:
     time: str
     key: str = _POSITION
     trims: bool = True
+    keeps: int = 0
 
 
 def _read_event(dumped: bytes) -> dict[str, Any]:
@@ -218,6 +220,12 @@ class LogSink:
         if not self._log.trims:
             return
         needed = []
+        if self._log.keeps:
+            excess = min(self.backlog() - self._log.keeps, self._most)
+            if excess <= 0:
+                return
+            oldest: Any = self._client.xrange(self._log.stream, count=excess)
+            needed.append(_after(oldest[-1][0]))
         groups: Any = self._client.xinfo_groups(self._log.stream)
         for group in groups:
             pending: Any = self._client.xpending(self._log.stream, group["name"])
@@ -225,7 +233,7 @@ class LogSink:
         self._client.xtrim(self._log.stream, minid=min(needed, key=_order), approximate=False)
 
 
-def read_log(folder: Path, log: Log = EVENTS, *, since_ms: int = 0) -> pl.DataFrame:
+def read_log(folder: Path, log: Log = EVENTS, *, since_ms: int = 0, where: pl.Expr | None = None) -> pl.DataFrame:
     """All records that a sink wrote, each once, in the log's columns and order.
 
     Events of a profile are in the order in which they were written; those of one batch are grouped by profile.
@@ -234,13 +242,15 @@ def read_log(folder: Path, log: Log = EVENTS, *, since_ms: int = 0) -> pl.DataFr
         folder: the sink's folder; one that holds nothing gives an empty frame.
         log: which it was.
         since_ms: partitions of days before are left out, UTC milliseconds.
+        where: only records of which this is true are read; of columns that every file has.
     """
     first = f"date={_day(since_ms)}"
     files = sorted(file for file in folder.glob("date=*/part-*.parquet") if file.parent.name >= first)
     if not files:
         return pl.DataFrame(schema=log.schema)
     parts = [pl.DataFrame(schema={**log.schema, _POSITION: pl.String})]  # files of before may lack columns: null there
-    parts += [pl.read_parquet(file, hive_partitioning=False) for file in files]
+    kept = pl.lit(value=True) if where is None else where
+    parts += [pl.scan_parquet(file, hive_partitioning=False).filter(kept).collect() for file in files]
     position = pl.col(_POSITION).str.split("-").cast(pl.List(pl.Int64))  # milliseconds, sequence
     return (
         pl.concat(parts, how="diagonal")

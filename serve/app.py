@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol
 
 from ray import serve as ray_serve
 
+from features.additions import AddedTitles
 from features.online import OnlineFeatures
 from features.popularity import TitleStatistics
 from features.profiles import ProfileFeatures
@@ -34,6 +35,7 @@ from serve.errors import PlayheadError
 from serve.exploration import Exploration
 from serve.gateway.application import create
 from serve.gateway.entrance import Entrance
+from serve.gateway.feedback import FeedbackRoutes
 from serve.gateway.health import HealthBoard
 from serve.gateway.online import LOOK_S as ONLINE_LOOK_S
 from serve.gateway.online import OnlineRoutes
@@ -56,6 +58,7 @@ from serve.rollout.comparisons import FLUSH_S as COMPARED_S
 from serve.rollout.comparisons import EstimateComparison
 from serve.rollout.exposures import FLUSH_S, ExposureWriter
 from serve.rollout.fleet import Fleet
+from serve.rollout.follower import Follower
 from serve.rollout.watch import PlanWatch
 from serve.schemas import Answer, HomeQuery
 from serve.steering.pathways import read_pathways
@@ -178,11 +181,9 @@ async def open_gateway(
         await follower.start()
         told.append(partial(getattr, follower, "states"))
         beside.append(follower.run)
-    followed = {follower.plan.model: follower for follower in followers}
-    rollouts = RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None)
-    online = OnlineRoutes(settings, stages, metrics, arguments.model)
-    beside.append(lambda: every(ONLINE_LOOK_S, online.look))
-    closed += [rollouts, online, *followers, *([steered] if steered else [])]
+    operations = _operations(arguments, stages, metrics, followers, quality, told_outages)
+    beside.append(lambda: every(ONLINE_LOOK_S, operations[1].look))
+    closed += [*operations, *followers, *([steered] if steered else [])]
 
     @asynccontextmanager
     async def background() -> AsyncIterator[None]:
@@ -200,8 +201,7 @@ async def open_gateway(
         outages=told_outages,
         health=told_health,
         vitals=vitals,
-        rollouts=rollouts,
-        online=online,
+        operations=operations,
         recommend_model=arguments.model,
         bitrate_model=arguments.bitrate_model,
         steering=steering,
@@ -339,6 +339,26 @@ def _fresh_within_s(arguments: Arguments) -> dict[str, float]:
     }
 
 
+def _operations(
+    arguments: Arguments,
+    stages: Stages,
+    metrics: Metrics,
+    followers: Sequence[Follower],
+    quality: QualityStage,
+    outages: OutageBoard,
+) -> tuple[RolloutRoutes, OnlineRoutes, FeedbackRoutes]:
+    """Routes of those who run the service."""
+    settings, followed = arguments.settings(), {follower.plan.model: follower for follower in followers}
+    return (
+        RolloutRoutes(settings, stages, lambda model: followed[model].plan if model in followed else None),
+        OnlineRoutes(settings, stages, metrics, arguments.model),
+        FeedbackRoutes(
+            settings, quality.store, lambda: [outage.outage_id for outage in outages.current()[0]], arguments.model,
+            arguments.bitrate_model,
+        ),
+    )  # fmt: skip
+
+
 async def _remote_pages(arguments: Arguments, ranker: Any, metrics: Metrics) -> tuple[RemoteRanker, PlanWatch]:
     """The ranking stage behind its handle, and what tells whose page a page is."""
     watch = PlanWatch(arguments.model, arguments.settings().redis_url, metrics)
@@ -356,4 +376,5 @@ def _live_ranker(arguments: Arguments, metrics: Metrics) -> LiveRanker:
     )
     exploration = Exploration(epsilon=arguments.exploration, slots=arguments.exploration_slots)
     ranking = RankerSettings(device=arguments.device, threads=arguments.threads, exploration=exploration)
-    return LiveRanker(ranking, sources, TitleStatistics(settings), metrics)
+    added = AddedTitles(settings, arguments.dataset)
+    return LiveRanker(ranking, sources, TitleStatistics(settings), added, metrics)

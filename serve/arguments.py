@@ -42,7 +42,7 @@ class Arguments(BaseModel):
         stage_deadline_ms: longest wait for a stage that runs elsewhere.
         deadline_s: deadline of a request that brings none.
         listen_host: where the ingress listens; beyond loopback a token is required.
-        catalogue_poll_s: how often the catalogue's file is looked at.
+        catalogue_poll_s: how often the catalogue's file, and what was put beside it, are looked at.
         champion_poll_s: how often the champion's file is looked at.
         title_stats_poll_s: how often the titles' statistics are read.
         log_level: least level that is logged.
@@ -70,9 +70,9 @@ class Arguments(BaseModel):
     stage_deadline_ms: float = Field(default=200.0, gt=0)
     deadline_s: float = Field(default=1.0, gt=0, le=60)
     listen_host: str = "127.0.0.1"
-    catalogue_poll_s: float = Field(default=30.0, gt=0)
+    catalogue_poll_s: float = Field(default=1.0, gt=0)
     champion_poll_s: float = Field(default=2.0, gt=0)
-    title_stats_poll_s: float = Field(default=10.0, gt=0)
+    title_stats_poll_s: float = Field(default=5.0, gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_slow_ms: float = Field(default=250.0, gt=0)
     log_sample: float = Field(default=0.0, ge=0, le=1)

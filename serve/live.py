@@ -1,4 +1,4 @@
-"""Keeping rankers current while they serve: the catalogue's file and the titles' statistics.
+"""Keeping rankers current while they serve: the catalogue's file, titles put beside it, and the titles' statistics.
 
 Each is looked at now and then; what is new is built and tried out beside the requests and then swapped in. What cannot
 be loaded is refused with a log line and a count, and what was there before keeps answering. Which versions of the model
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakKeyDictionary, WeakSet
 
+from features.additions import AddedTitles
 from features.errors import FeaturesError
 from features.popularity import TitleStatistics, TitleStats
 from features.titles import Title
@@ -50,6 +51,7 @@ class LiveRanker:
         settings: how they run.
         sources: where their parts come from.
         statistics: reads the titles' statistics.
+        added: reads the titles that were put beside the catalogue's.
         metrics: where ages are shown.
 
     Attributes:
@@ -57,19 +59,28 @@ class LiveRanker:
     """
 
     def __init__(
-        self, settings: RankerSettings, sources: Sources, statistics: TitleStatistics, metrics: Metrics
+        self,
+        settings: RankerSettings,
+        sources: Sources,
+        statistics: TitleStatistics,
+        added: AddedTitles,
+        metrics: Metrics,
     ) -> None:
         self.ranker = Ranker(settings)
         self._settings = settings
         self._rankers = WeakSet([self.ranker])
         self._sources = sources
         self._statistics = statistics
+        self._added = added
         self._metrics = metrics
         self._changing = asyncio.Lock()
         self._titles = tuple[Title, ...]()
         self._stats = dict[str, TitleStats](), 0
         self._log = get("live")
         self._catalogue_mark: Mark = None
+        self._own = tuple[Title, ...]()
+        self._revision: bytes | None = None
+        self._beside: list[Title] = []
         self._counted = WeakKeyDictionary[Memory, tuple[int, int]]()
 
     async def start(self) -> None:
@@ -79,6 +90,8 @@ class LiveRanker:
             InvalidInput: the catalogue is missing or damaged: there would be nothing to show.
         """
         self._catalogue_mark = await asyncio.to_thread(mark_of, self._sources.titles)
+        self._own = await asyncio.to_thread(load_titles, self._sources.titles)
+        await self._look_at_added()
         await self._show_catalogue()
         await self.look_at_statistics()
 
@@ -101,13 +114,16 @@ class LiveRanker:
             group.create_task(every(sources.title_stats_poll_s, self.look_at_statistics))
 
     async def look_at_catalogue(self) -> None:
-        """Show the catalogue's file if it is another one than last time."""
+        """Show the catalogue if its file, or what was put beside it, is another than last time."""
         mark = await asyncio.to_thread(mark_of, self._sources.titles)
-        if mark == self._catalogue_mark:
+        changed = await self._look_at_added()
+        if mark == self._catalogue_mark and not changed:
             self._metrics.refreshed("catalogue", time.time())
             return
-        self._catalogue_mark = mark
         try:
+            if mark != self._catalogue_mark:
+                self._catalogue_mark = mark
+                self._own = await asyncio.to_thread(load_titles, self._sources.titles)
             await self._show_catalogue()
         except PlayheadError as error:
             self._log.error("catalogue refused, the one before stays", extra={"error": str(error)[:_ERROR_LENGTH]})
@@ -130,13 +146,26 @@ class LiveRanker:
 
     async def close(self) -> None:
         """Close the connection to the store."""
-        await self._statistics.close()
+        await asyncio.gather(self._statistics.close(), self._added.close())
+
+    async def _look_at_added(self) -> bool:
+        """Read the titles beside the catalogue's if they changed; those read before stay where the store fails."""
+        try:
+            revision = await self._added.revision()
+            if revision == self._revision:
+                return False
+            self._beside = await self._added.read()
+        except FeaturesError as error:
+            self._metrics.stage_failure("added_titles", type(error).__name__)
+            return False
+        self._revision = revision
+        return True
 
     async def _show_catalogue(self) -> None:
-        titles = await asyncio.to_thread(load_titles, self._sources.titles)
+        titles = (*self._own, *self._beside)  # of titles with one id the last counts
         async with self._changing:
             await self.ranker.show(titles)
-            self._titles = tuple(titles)
+            self._titles = titles
             for ranker in self._rankers - {self.ranker}:
                 try:
                     await ranker.show(titles)

@@ -1,11 +1,11 @@
 """The gateway's ASGI application: routes, documentation and error answers, behind the entrance."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
@@ -20,13 +20,11 @@ from serve.gateway.bitrate import BitrateRoutes
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
 from serve.gateway.health import HealthBoard
-from serve.gateway.online import OnlineRoutes
 from serve.gateway.ops import OpsRoutes
 from serve.gateway.outages import OutageBoard, OutageRoutes
 from serve.gateway.player import PlayerRoutes
 from serve.gateway.quality import QualityRoutes, QualityStage
 from serve.gateway.requests import ModelRoute
-from serve.gateway.rollouts import RolloutRoutes
 from serve.gateway.stages import Stages
 from serve.gateway.steering import SteeringRoutes, SteeringStage
 from serve.gateway.telemetry import TelemetryRoutes
@@ -43,6 +41,13 @@ _DESCRIPTION: Final = (
 )
 
 
+class Routes(Protocol):
+    """Some routes."""
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add them to an application whose route class is ModelRoute."""
+
+
 def create(
     stages: Stages,
     metrics: Metrics,
@@ -53,8 +58,7 @@ def create(
     vitals: Vitals,
     recommend_model: str,
     bitrate_model: str,
-    rollouts: RolloutRoutes,
-    online: OnlineRoutes,
+    operations: Sequence[Routes],
     steering: SteeringStage | None = None,
     entrance: EntranceSettings,
     request_log: RequestLogSettings,
@@ -72,8 +76,7 @@ def create(
         vitals: where answers and decisions are counted for it.
         recommend_model: name of the ranker's model.
         bitrate_model: name of the planner's.
-        rollouts: what changes which versions answer.
-        online: what tells what their answers led to.
+        operations: routes of those who run the service: which versions answer, what came of it, what people say.
         steering: what answers the steering routes; None: they are not configured.
         entrance: how requests are let in.
         request_log: which answered requests are logged.
@@ -106,8 +109,8 @@ def create(
     SteeringRoutes(steering).add_to(app)
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics, health).add_to(app)
-    rollouts.add_to(app)
-    online.add_to(app)
+    for routes in operations:
+        routes.add_to(app)
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         assert isinstance(error, PlayheadError)

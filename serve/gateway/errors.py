@@ -155,6 +155,13 @@ class TooLarge(PlayheadError):
     title = "Content too large"
 
 
+class TooManyRequests(PlayheadError):
+    """More than one caller may send."""
+
+    status = 429
+    title = "Too many requests"
+
+
 class UnsupportedMediaType(PlayheadError):
     """A body that is not declared as JSON."""
 
@@ -316,7 +323,7 @@ def _document(*, title: str, status: int, detail: str, request_id: str, errors: 
 def problem_response(error: PlayheadError, request_id: str, headers: Mapping[str, str] | None = None) -> Response:
     """The whole answer for an error."""
     added = dict(headers or {})
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | TooManyRequests):
         added["Retry-After"] = _RETRY_AFTER_S
     elif isinstance(error, Unauthorized):
         added["WWW-Authenticate"] = "Bearer"

@@ -2,6 +2,8 @@
 
 playhead:exposures   a stream of pages that were shown and of what followed from them (plays, finishes, thumbs), in the
                      order in which it happened
+playhead:exposures:versions:MINUTE
+                     request_id -> version of the pages that were told of in a minute; for NAMED_MIN minutes
 
 Exposures are told after the answer, from memory, in batches; what the store does not take is dropped and counted, for
 nobody waits for it. An outcome names the page that it came from (`request_id`), so both can be joined. A batch of
@@ -13,6 +15,8 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from typing import Any, Final
 
 import hiredis
@@ -24,6 +28,7 @@ from features.events import Event, EventKind
 from features.layout import command
 from features.link import StoreLink
 from features.sink import Log
+from serve.clock import now_ms
 from serve.metrics import Metrics
 from serve.schemas import MODEL_FAILED, Answer
 
@@ -31,6 +36,9 @@ STREAM: Final = "playhead:exposures"
 FIELD: Final = b"exposure"
 MOST_KEPT: Final = 100_000
 FLUSH_S: Final = 0.25
+
+NAMED_MIN: Final = 60
+"""Minutes for which a page's version is found by its request id; about 60 bytes of the store a page."""
 
 _MOST_WAITING: Final = 20_000
 _BATCH: Final = 1_000
@@ -53,6 +61,21 @@ MOST_CHANCES: Final = 30
 """First titles of a page whose estimated chances of a play are told."""
 
 
+def versions_key(minute: int) -> str:
+    """Key of the versions of the pages that were told of in a minute since the epoch."""
+    return f"{STREAM}:versions:{minute}"
+
+
+def version_lookup(request_id: str, at_ms: int) -> tuple[bytes, int]:
+    """Commands that find the version of a page that was told of in the last NAMED_MIN minutes, and how many they are.
+
+    Each replies with the version, empty where no model made the page, or None; newest first.
+    """
+    minute = at_ms // 60_000
+    keys = [versions_key(minute - ago) for ago in range(-1, NAMED_MIN)]  # clocks may be apart
+    return b"".join([command("HGET", key, request_id) for key in keys]), len(keys)
+
+
 class ExposureWriter:
     """Tells of pages and of what came of them. Belongs to one event loop.
 
@@ -67,6 +90,7 @@ class ExposureWriter:
         self._model = model
         self._metrics = metrics
         self._waiting: deque[bytes] = deque()
+        self._versions: dict[str, str] = {}
 
     def shown(
         self, request_id: str, profile_id: str, answer: Answer, *, degraded: bool, where: Mapping[str, str | int]
@@ -88,6 +112,8 @@ class ExposureWriter:
                 "assigned": assigned.version, "challenged": assigned.challenged, "propensity": assigned.propensity,
                 "salt": assigned.salt,
             }  # fmt: skip
+        if len(self._versions) < _MOST_WAITING:
+            self._versions[request_id] = answer.versions.get("model", "")
         self._tell({
             "kind": SHOWN, "ts": answer.generated_ts, "request_id": request_id, "profile_id": profile_id,
             "model": self._model, "version": answer.versions.get("model"),
@@ -109,6 +135,13 @@ class ExposureWriter:
 
     async def flush(self) -> None:
         """Write what waits; call it each FLUSH_S."""
+        if self._versions:
+            named, self._versions = self._versions, {}
+            key = versions_key(now_ms() // 60_000)
+            naming = command("HSET", key, *chain.from_iterable(named.items()))
+            naming += command("EXPIRE", key, 60 * (NAMED_MIN + 1))
+            with suppress(StoreUnavailable):  # these pages can't be told either, which is counted
+                await self._link.call(naming, count=2, deadline_s=_DEADLINE_S)
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
             appends = [command("XADD", STREAM, "MAXLEN", "~", MOST_KEPT, "*", FIELD, one) for one in batch]

@@ -22,7 +22,7 @@ HEAVY = {"ray", "torch", "feast", "polars", "pandas", "numpy", "pyarrow", "openv
 SURFACE = {
     (): {
         *("up", "down", "status", "doctor", "data", "train", "eval", "models", "compile", "localise", "quality"),
-        *("demo", "load", "home", "sessions", "rollout", "learn", "gate"),
+        *("demo", "load", "home", "sessions", "rollout", "learn", "gate", "feedback", "titles"),
     },
     ("data",): {"prepare", "import", "snapshot", "check", "drift"},
     ("train",): {"recommend", "bitrate", "quality"},
@@ -31,6 +31,8 @@ SURFACE = {
     ("quality",): {"title"},
     ("demo",): {"outage", "learn"},
     ("learn",): {"now", "steps"},
+    ("feedback",): {"list", "count", "export"},
+    ("titles",): {"put", "remove"},
     ("rollout",): {"promote", "rollback", "pause", "shadow", "status", "changes"},
 }
 
@@ -44,6 +46,11 @@ OPTIONS = {
     ("rollout", "shadow"): {"--by", "--reason", "--url", "--json"},
     ("rollout", "status"): {"--url", "--json"},
     ("rollout", "changes"): {"--limit", "--url", "--json"},
+    ("titles", "put"): {"--data", "--wait", "--url", "--json"},
+    ("titles", "remove"): {"--data", "--json"},
+    ("feedback", "list"): {"--kind", "--verdict", "--model", "--version", "--reporter", "--limit", "--url", "--json"},
+    ("feedback", "count"): {"--kind", "--model", "--version", "--url", "--json"},
+    ("feedback", "export"): {"--labels", "--json"},
     ("sessions",): {"--by", "--minutes", "--top", "--json"},
     ("doctor",): {"--port", "--data", "--json"},
     ("data", "prepare"): {"--json"},
