@@ -29,8 +29,9 @@ run: $(RUNTIME)  ## bring up everything on this machine and show a real home pag
 	@exec $(BIN)/playhead up
 
 test: $(DEV)  ## run all tests that need no GPU, real Valkey and real Ray included
-	@# OpenBLAS's threads spin while they wait: on shared cores tests with scipy take twice as long with them.
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	@# OpenBLAS's and OpenMP's threads spin while they wait: on shared cores tests with scipy take twice as long with
+	@# them, and those with torch several times as long.
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-gpu: $(DEV)  ## on an NVIDIA GPU: parity, latency, throughput, refit; says so in one line without one
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) --editable '.[dev,gpu]'; fi
