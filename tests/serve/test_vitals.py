@@ -167,6 +167,7 @@ async def test_what_the_store_does_not_take_is_dropped_and_said_once(
     await writer.close()
 
 
+@pytest.mark.timed
 def test_a_request_costs_about_what_counting_it_costs() -> None:
     """By ratio to the metrics' own counting of the same request, lenient: machines are busy."""
     metrics, told = Metrics(), Vitals()

@@ -277,6 +277,7 @@ def test_sessions_refuse_nothing_to_play_and_missing_vmaf():
         Sessions([flat(1000)], title(500, 1000), PERCEPTUAL)
 
 
+@pytest.mark.timed
 def test_simulator_is_no_bottleneck():
     """A floor of 200,000 segments a second on one thread, far below what benchmark_simulator finds."""
     sessions = Sessions(generate_traces(64, seed=0), title(300, 1000, 3000, segments=60), batch=2000)

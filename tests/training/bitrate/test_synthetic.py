@@ -78,6 +78,7 @@ def test_titles_are_as_various_as_the_world():
     assert np.mean(coupling) < 0  # what is hard to code is large and looks worse
 
 
+@pytest.mark.timed
 def test_generator_is_fast():
     generate_traces(5, seed=0)
     begin = time.perf_counter()
