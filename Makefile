@@ -22,7 +22,9 @@ $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing pinned packages and development tools into .venv (some minutes the first time) ..."
-	$(PIP) --editable '.[dev]'
+	@# pip compiles what it installs on one core; this does on all. Some packages hold files that are no Python 3.
+	$(PIP) --no-compile --editable '.[dev]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@ $(RUNTIME)
 
 run: $(RUNTIME)  ## bring up everything on this machine and show a real home page; Ctrl-C ends it
