@@ -277,7 +277,6 @@ def test_sessions_refuse_nothing_to_play_and_missing_vmaf():
         Sessions([flat(1000)], title(500, 1000), PERCEPTUAL)
 
 
-@pytest.mark.timed
 def test_simulator_is_no_bottleneck():
     """A floor of 200,000 segments a second on one thread, far below what benchmark_simulator finds."""
     sessions = Sessions(generate_traces(64, seed=0), title(300, 1000, 3000, segments=60), batch=2000)
@@ -285,7 +284,7 @@ def test_simulator_is_no_bottleneck():
     sessions.step(rungs)
     best_s = float("inf")
     for _ in range(10):
-        begin = time.perf_counter()
+        begin = time.process_time()
         sessions.step(rungs)
-        best_s = min(best_s, time.perf_counter() - begin)
+        best_s = min(best_s, time.process_time() - begin)
     assert 2000 / best_s > 200_000
