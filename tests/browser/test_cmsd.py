@@ -7,6 +7,8 @@ from tests.browser.conftest import Browser, OpenEdge
 from tests.browser.edge import Fetch, Nginx
 from tests.browser.title import AUDIO_KBPS, RUNGS_KBPS
 
+pytestmark = pytest.mark.timed
+
 SEGMENTS = 12
 NETWORK_KBPS = 2500
 PAGE = f"/page/dash.html?title=title&segments={SEGMENTS}"

@@ -16,7 +16,10 @@ from tests.conftest import free_port
 NODE: Final = shutil.which("node")
 SOUND: Final = {"rung": 3, "ttl_s": 2, "degraded": []}
 
-pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed (Debian: apt-get install nodejs)")
+pytestmark = [
+    pytest.mark.timed,
+    pytest.mark.skipif(NODE is None, reason="node is not installed (Debian: apt-get install nodejs)"),
+]
 
 
 def decide(port: int, *, age_ms: int = 0, **options: Any) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from tests.browser.playhead import PlayheadServer
 from tests.browser.title import RUNGS_KBPS, Title
 from tests.conftest import free_port
 
+pytestmark = pytest.mark.timed
+
 CMCD = 'bl=9000,br=950,cid="title",d=2000,dl=9000,mtp=2100,ot=v,sf=d,sid="s1",st=v,tb=3000'
 SEGMENT = "/title/seg-2-003.m4s"
 

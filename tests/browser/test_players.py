@@ -9,6 +9,8 @@ from tests.browser.conftest import Browser, Viewing
 from tests.browser.edge import Fetch, Nginx
 from tests.browser.playhead import PlayheadServer
 
+pytestmark = pytest.mark.timed
+
 SEGMENTS = 13
 STOP_AFTER = 7
 NETWORK_KBPS = 2500

@@ -27,6 +27,8 @@ from tests.serve.conftest import make_title as make_catalogue_title
 from tests.serve.gateway.conftest import write_titles
 from tests.serve.steering.audience import outage
 
+pytestmark = pytest.mark.timed
+
 CDNS = ("alpha", "beta")
 TTL_S = 2
 BUFFER_S = 6

@@ -28,6 +28,8 @@ from tests.browser.title import AUDIO_KBPS, DURATION_S, RUNGS_KBPS, Title
 from tests.serve.gateway.test_telemetry import logged
 from tests.serve.telemetry.test_cmcd import MALFORMED, V1_EXAMPLES, V1_HEADERS
 
+pytestmark = pytest.mark.timed
+
 STOCK = ("dash", "hls", "shaka")
 FORMATS = {"dash": "dash", "hls": "hls", "shaka": "dash"}
 MISSING = 7

@@ -93,6 +93,7 @@ async def test_concurrent_reads_leave_in_one_write_and_keep_apart(settings):
         assert calls <= 5, "one read of the socket for all, and those of the INFO commands themselves"
 
 
+@pytest.mark.timed
 async def test_a_store_that_is_down_degrades_at_once_and_recovers(settings, valkey_process):
     settings = replace(settings, redis_url=valkey_process.url)
     async with parts(settings) as (features, writer):
@@ -121,6 +122,7 @@ async def test_a_store_that_is_down_degrades_at_once_and_recovers(settings, valk
         assert features.outcomes["features_unavailable"] >= 20
 
 
+@pytest.mark.timed
 async def test_a_frozen_store_costs_no_more_than_the_deadline_and_recovers(settings, valkey_process):
     settings = replace(settings, redis_url=valkey_process.url)
     async with parts(settings) as (features, writer):

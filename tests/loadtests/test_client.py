@@ -8,6 +8,8 @@ from loadtests.client import ClientSettings, PlannedRequest, judge_body, run_pla
 from loadtests.report import Report
 from serve.errors import InvalidInput
 
+pytestmark = pytest.mark.timed
+
 
 def plan(path, *, rate_rps=100.0, duration_s=1.0, seed=1):
     times_s = poisson_arrivals_s(rate_rps=rate_rps, duration_s=duration_s, seed=seed).tolist()

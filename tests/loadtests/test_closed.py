@@ -3,6 +3,8 @@ import pytest
 from loadtests.closed import drive, measure
 from serve.errors import Unavailable
 
+pytestmark = pytest.mark.timed
+
 
 def get(path):
     return [[("GET", path, None)]]

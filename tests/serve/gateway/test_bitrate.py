@@ -118,6 +118,7 @@ async def test_a_tick_of_any_size_is_answered_in_order(planning: Arguments, coun
             assert alone.model_dump(exclude={"request_id", "versions"}) == answer.decisions[place].model_dump()
 
 
+@pytest.mark.timed
 async def test_a_large_tick_does_not_stop_the_loop(planning: Arguments) -> None:
     """Best of a few: what else the machine does only ever makes a pause longer."""
     body, pauses_s = json.dumps([SESSION] * MAX_SESSIONS), []
@@ -258,6 +259,7 @@ class Faulty:
         return Plan("v", [-1] * count, [0] * count, [math.nan] * count, [[math.nan] * 3] * count)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("fails", "planner_failed"), ("is slow", "planner_timeout"), ("gives no numbers", "planner_failed")],
@@ -303,6 +305,7 @@ async def test_segments_and_networks_come_from_the_feature_store(planning: Argum
         assert (elsewhere.throughput_kbps, elsewhere.degraded) == (cold.throughput_kbps, ())
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("trouble", ["down", "frozen"])
 async def test_without_the_store_sizes_are_estimated_and_said_so(
     planning: Arguments, valkey_process: ValkeyProcess, trouble: str

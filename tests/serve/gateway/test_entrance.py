@@ -68,6 +68,7 @@ class Faulty:
         raise AssertionError("was not cancelled")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("fault", "reason", "status"),
     [
@@ -96,6 +97,7 @@ async def test_a_ranker_that_fails_costs_the_page_but_not_the_answer(
         assert f'playhead_degraded_total{{reason="{reason}"}} 1.0' in metrics
 
 
+@pytest.mark.timed
 async def test_a_failing_model_does_not_flood_the_log(
     arguments: Arguments, open_client: OpenClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

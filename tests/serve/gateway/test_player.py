@@ -109,6 +109,7 @@ async def test_kids_and_regions_pass_through(client: httpx.AsyncClient, small_ti
     assert all(title.kids and (not title.regions or "us" in title.regions) for title in shown)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 async def test_without_its_store_it_answers_degraded_and_recovers(
     arguments: Arguments, open_client: OpenClient, valkey_process: ValkeyProcess, how: str

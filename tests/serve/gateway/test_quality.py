@@ -228,6 +228,7 @@ async def test_what_is_no_form_is_refused(
         assert (await client.post("/v1/quality", content=body, headers=headers)).status_code == status
 
 
+@pytest.mark.timed
 async def test_slow_upload_is_given_up_at_the_callers_deadline(measuring: Arguments, open_client: OpenClient) -> None:
     async def slowly() -> AsyncIterator[bytes]:
         yield b"--a\r\nContent-Disposition: form-data; name=distorted; filename=a\r\n\r\n"
@@ -302,6 +303,7 @@ async def test_next_replica_takes_up_what_one_left(measuring: Arguments, open_cl
         await running(client, job.job)
 
 
+@pytest.mark.timed
 async def test_wait_keeps_to_the_callers_deadline(measuring: Arguments, open_client: OpenClient) -> None:
     async with open_client(measuring) as client:
         started = time.monotonic()

@@ -74,6 +74,7 @@ async def test_a_read_passes_through_with_most_of_its_deadline(handle: Deploymen
     assert profile == ProfileFeatures("p1", known=True, degraded=("given 40 ms",))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("profile_id", "reason"), [("slow", "features_timeout"), ("broken", "features_unreachable")])
 async def test_a_read_never_raises_and_keeps_its_deadline(
     handle: DeploymentHandle[Any], profile_id: str, reason: str

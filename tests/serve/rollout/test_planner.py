@@ -59,6 +59,7 @@ async def test_the_champion_has_what_the_challenger_left(monkeypatch: pytest.Mon
     assert champion.within_s[0] <= 0.2
 
 
+@pytest.mark.timed
 async def test_they_plan_side_by_side_and_each_is_charged_its_own_time() -> None:
     vitals = ModelVitals(lambda: A)
     began_s = time.monotonic()

@@ -40,6 +40,7 @@ def ranker(challenger: Pages | None) -> FleetRanker:
     return FleetRanker(fleet)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "challenger", [Pages(B, 9.0), Pages(B, 0.0, ValueError("x")), Pages(B, 0.0, None, MODEL_FAILED), None]
 )
@@ -52,6 +53,7 @@ async def test_the_champion_makes_the_page_in_time_and_says_who_should_have(chal
     assert (answer.assigned.version, answer.assigned.challenged, answer.assigned.missed) == (B, True, True)
 
 
+@pytest.mark.timed
 async def test_a_caller_that_waits_longer_does_not_wait_for_the_challenger() -> None:
     began_s = time.monotonic()
     answer = await ranker(Pages(B, 9.0)).home(ProfileFeatures(NAME), HomeQuery())

@@ -192,6 +192,7 @@ def test_health_that_is_none_is_refused(store: redis.Redis) -> None:
         read_health(store)
 
 
+@pytest.mark.timed
 def test_steps_are_quick(store: redis.Redis, role: VitalsRole) -> None:
     """By ratio to the window's length: a replica that was away for long catches up soon."""
     feed(store, counted(60))

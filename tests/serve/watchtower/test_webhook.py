@@ -190,6 +190,7 @@ def dripping() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.timed
 def test_a_receiver_that_never_ends_is_given_up_in_time_and_the_role_is_kept(
     store: redis.Redis, dripping: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_receiver_that_never_ends_is_given_up_in_time_and_the_role_is_kept(
     assert store.get(board.state_key(board.WEBHOOK_ROLE)) == store.xrange(board.LOG)[-1][0]
 
 
+@pytest.mark.timed
 def test_no_more_is_read_of_an_answer_than_its_status(
     store: redis.Redis, receiver: Receiver, telling: Callable[..., threading.Event]
 ) -> None:

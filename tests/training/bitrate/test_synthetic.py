@@ -80,9 +80,9 @@ def test_titles_are_as_various_as_the_world():
 
 def test_generator_is_fast():
     generate_traces(5, seed=0)
-    begin = time.perf_counter()
+    begin = time.process_time()
     generate_traces(1000, seed=0)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize("arguments", [{"count": 0}, {"count": 5, "families": ()}, {"count": 5, "span_s": 5}])

@@ -8,17 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from serve.artifacts import Artifact, set_champion
+from serve.artifacts import Artifact, Manifest, set_champion
 from serve.engines import load_engine
 from serve.errors import InvalidInput
 from serve.quality.alignment import Misaligned
 from serve.quality.scorer import FullReferenceScorer
+from tests.contracts.small_model import resealed_artifact
 from tests.contracts.tensorrt_build import build_engine
 from tests.serve.quality.conftest import Clip
-from training.quality.export import example_frames, export_vmaf, graph_spec
+from training.quality.export import example_frames, export_vmaf, graph_name, graph_spec
+from training.quality.published import SERVED, read_published
+from training.quality.vmaf import VmafFeatures
 
 GRAPH = "features_100"
+NEG = "vmaf_v0.6.1neg"
+LIMITED = 8
+"""Gains that the limit cuts: at four levels of ADM and four scales of VIF."""
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +35,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def artifact(home: Path) -> Artifact:
-    """As the commands make it; the export compares OpenVINO with torch at the limits of all sizes."""
-    exported = export_vmaf(home / "models" / "vmaf")
-    set_champion(home / "models", "vmaf", exported.version)
-    return exported
+    """As the commands make it, but for the NEG form's graph; the export compares OpenVINO with torch at all limits."""
+    exported = export_vmaf(home / "exported", [model for model in SERVED if model != NEG])
+    artifact = resealed_artifact(exported, home / "models" / "vmaf", with_neg)
+    set_champion(home / "models", "vmaf", artifact.version)
+    return artifact
+
+
+def with_neg(path: Path, manifest: Manifest) -> Manifest:
+    """The NEG form too, by libvmaf alone: the commands export again where a model is missing."""
+    models = {**manifest.parameters["models"], NEG: read_published(NEG).parameters() | {"graph": None}}
+    return manifest.model_copy(update={"parameters": {"models": models}})
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +55,21 @@ def encode(clip: Clip, film: Path) -> Path:
     return clip("late-half.mp4", "-i", film, "-vf", filters, "-c:v", "libx264", "-crf", "30", "-preset", "veryfast")
 
 
+def test_the_neg_form_is_the_same_graph_with_another_limit():
+    """So that the export of one proves what that of the other would, which takes a minute."""
+    limits = [read_published(model).gain_limit for model in ("vmaf_v0.6.1", NEG)]
+    assert limits == [100.0, 1.0]
+    assert graph_name(read_published(NEG)) == "features_1"
+    frames = {name: torch.from_numpy(array) for name, array in example_frames().items()}
+    graphs = [torch.export.export(VmafFeatures(limit), (), kwargs=frames, strict=False).graph for limit in limits]
+    usual, neg = ([(node.target, str(node.args)) for node in graph.nodes] for graph in graphs)
+    assert [target for target, _ in usual] == [target for target, _ in neg]
+    differing = [(one, other) for one, other in zip(usual, neg, strict=True) if one != other]
+    assert len(differing) == LIMITED
+    assert all((target, given.replace("100.0", "1.0")) == other for (target, given), other in differing)
+
+
+@pytest.mark.timeout(600)  # with the export, two minutes of one core
 def test_tensorrt_builds_it_with_all_its_sizes(artifact: Artifact):
     """One GPU, and the least and greatest of its buckets: more of either take a minute each, and ask for no more."""
     assert build_engine(artifact, GRAPH, ("sm89",), ends=True)
