@@ -65,7 +65,7 @@ async def page_of(client: httpx.AsyncClient, profile_id: str = "p1") -> HomePage
 
 async def play(client: httpx.AsyncClient, title_id: str) -> None:
     event = {"event_id": f"e-{title_id}", "profile_id": "p1", "title_id": title_id, "kind": "play"}
-    answer = await client.post("/v1/events", json={"events": [event | {"ts": int(time.time() * 1000) - 1000}]})
+    answer = await client.post("/v1/events", json={"events": [event | {"ts": int(time.time() * 1000) - 3_600_000}]})
     assert answer.status_code == 200, answer.text
 
 
