@@ -31,6 +31,9 @@ MODELS: Final = ("recommend",)
 """Models that learn from watch events. Others are trained on material of their own, when somebody asks for it."""
 
 ROLE: Final = "learner"
+REFUSED: Final = 4
+"""Status of an update of which a step failed and said why: to try it again would end the same."""
+
 ATTEMPTS: Final = 3
 """How often an update is tried whose process ends without a word."""
 
@@ -158,7 +161,7 @@ class Learner:
         if process is not None and status is None:
             return
         self._running.pop(model, None)
-        ended = status in {0, 1}  # 1: it failed, and said so
+        ended = status in {0, REFUSED}
         if not ended and memory.attempts < ATTEMPTS:
             memory.attempts += 1
             trigger = Trigger(**(memory.trigger or {"cause": "schedule", "reason": ""}))

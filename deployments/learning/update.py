@@ -1,7 +1,7 @@
 """One update of a model: snapshot, checks, training, gate, and the first stage of a rollout.
 
 Run as `python -m deployments.learning.update JSON` (model, update, trigger) it tells each step to the store, and ends
-with status 0 if a rollout began, with 1 if it failed and said why. An update that is taken up again under its name uses
+with status 0 if a rollout began, with REFUSED if it failed and said why. An update that is taken up again under its name uses
 the snapshot that it made, and goes on where its training was.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Final
 import polars as pl
 
 from deployments.candidates import run_as_job
-from deployments.learning.learner import MODELS
+from deployments.learning.learner import MODELS, REFUSED
 from deployments.learning.policy import LearningPolicy, Trigger
 from deployments.learning.verdicts import tell
 from deployments.progress import Moment, Notice, Reporter
@@ -167,7 +167,7 @@ class Update:
         )
         failed = tuple(check.name for check in verdict.failed)
         told.evidence.update(
-            checks={check.name: {"passed": check.passed, "text": check.text} for check in verdict.checks}
+            checks={check.name: {"passed": bool(check.passed), "text": check.text} for check in verdict.checks}
         )
         tell(verdict, self._store)
         if not verdict.passed:
@@ -295,7 +295,7 @@ def main() -> int:
         update.run()
     except (PlayheadError, FeaturesError) as error:
         _log.error("update failed: %s", error)
-        return 1
+        return REFUSED
     return 0
 
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 import redis
 
-from deployments.learning.learner import ATTEMPTS, Learner
+from deployments.learning.learner import ATTEMPTS, REFUSED, Learner
 from deployments.learning.policy import LearningPolicy, Trigger
 from features.settings import Settings
 from features.stream import STREAM
@@ -113,7 +113,7 @@ def test_an_update_that_failed_is_not_tried_again_at_once(bench: Bench) -> None:
     learner.turn()
     bench.events(10)
     bench.turn_until(learner, lambda: len(bench.started) == 1)
-    bench.end(1)
+    bench.end(REFUSED)
     bench.turn_until(learner, lambda: bench.memory()["update"] == "")
     assert bench.memory()["failed"] is True
     learner.turn()
@@ -126,7 +126,7 @@ def test_an_update_whose_process_dies_is_taken_up_under_its_name_and_given_up_in
     bench.events(10)
     for attempt in range(1, ATTEMPTS + 1):
         bench.turn_until(learner, lambda attempt=attempt: len(bench.started) == attempt)
-        bench.end(-9 % 256)
+        bench.end(1)
     bench.turn_until(learner, lambda: bench.memory()["update"] == "")
     assert len(set(bench.started)) == 1
     assert bench.memory()["failed"] is True
