@@ -1,8 +1,8 @@
 """One update of a model: snapshot, checks, training, gate, and the first stage of a rollout.
 
 Run as `python -m deployments.learning.update JSON` (model, update, trigger) it tells each step to the store, and ends
-with status 0 if a rollout began, with REFUSED if it failed and said why. An update that is taken up again under its name uses
-the snapshot that it made, and goes on where its training was.
+with status 0 if a rollout began, with REFUSED if it failed and said why. An update that is taken up again under its
+name uses the snapshot that it made, and goes on where its training was.
 """
 
 import json
@@ -167,7 +167,7 @@ class Update:
         )
         failed = tuple(check.name for check in verdict.failed)
         told.evidence.update(
-            checks={check.name: {"passed": bool(check.passed), "text": check.text} for check in verdict.checks}
+            checks={check.name: {"passed": check.passed, "text": check.text} for check in verdict.checks}
         )
         tell(verdict, self._store)
         if not verdict.passed:

@@ -32,6 +32,10 @@ class Check:
     text: str = ""
     decides: bool = True
 
+    def __post_init__(self) -> None:
+        """Take numpy's booleans, which JSON does not know, as Python's."""
+        object.__setattr__(self, "passed", bool(self.passed))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
