@@ -86,7 +86,7 @@ class LearningDemo:
     pages_per_s: float = 50.0
     warm_up_s: float = 180.0
     stage_s: float = 60.0
-    first_share: float = 0.01
+    first_share: float = 0.1
     learn_events: int = 8_000
     patience_s: float = 1_200.0
     poison_share: float = 0.1
