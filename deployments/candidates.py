@@ -12,7 +12,7 @@ Importing this module imports torch.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +20,11 @@ import torch
 
 from deployments.progress import Moment, Notice, Reporter, phase
 from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, ray_place
-from deployments.state import RunFolder
+from deployments.state import RunFolder, store_url
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
 from serve.errors import InvalidInput, PlayheadError
+from serve.rollout.standing import find_champion
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
@@ -87,7 +88,7 @@ def train_candidate(
         dataset: what recommend is trained on.
         seed: of everything random.
         warm: start from the weights of a version; recommend and bitrate.
-        origin: that version; empty: the one that the models' folder names as champion.
+        origin: that version; empty: the champion that answers (serve.rollout.standing).
         until_ms: recommend: only events before this time are used, UTC milliseconds; None: all.
         resume: take up the run with the same arguments that was interrupted, if there is one.
         tracked: whether data is checked, and run and version are told to the registry.
@@ -154,10 +155,10 @@ def train_and_settle(
         The version, and whether it is the champion.
     """
     artifact = train_candidate(model, settings, reporter, **options)
-    live = read_champion(settings.models, model)
-    if live is not None and live.name != artifact.version and not publish:
+    if publish or read_champion(settings.models, model) is None:
+        set_champion(settings.models, model, artifact.version)
+    elif find_champion(settings, model) != artifact.version:
         return artifact, False
-    set_champion(settings.models, model, artifact.version)
     if options.get("tracked", True):
         with _registry_may_be_down(reporter, "the champion's alias is not set"):
             registry = Registry.of(settings)
@@ -189,6 +190,7 @@ def run_as_job(
         JobError: no Ray can be started or reached, it lacks the resources, or its workers died.
         KeyboardInterrupt: it was cancelled; the checkpoint is kept.
     """
+    settings = replace(settings, redis_url=store_url(settings))  # whose plan says who is champion
     resources = resources or Resources(cpus=float(threads()))
     workers = int(options.get("workers") or 1) if model == MODEL else 1
     cpus = resources.cpus + (workers if workers > 1 else 0)
@@ -321,15 +323,13 @@ def _checkpoint(settings: Settings, name: str, *, resume: bool) -> Path:
 
 
 def _parent(model: str, settings: Settings, origin: str) -> Artifact:
-    if origin:
-        return read_artifact(settings.models / model / origin)
-    live = read_champion(settings.models, model)
-    if live is None:
+    version = origin or find_champion(settings, model)
+    if version is None:
         raise InvalidInput(
             field="warm", got=f"no champion of {model}", expected="a champion whose weights can be started from",
             next_step=f"Train the first one cold: playhead train {model}",
         )  # fmt: skip
-    return read_artifact(live)
+    return read_artifact(settings.models / model / version)
 
 
 def _is_large(dataset: Dataset | None) -> bool:
