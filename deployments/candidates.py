@@ -23,7 +23,7 @@ from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, r
 from deployments.state import RunFolder, store_url
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
-from serve.errors import InvalidInput, PlayheadError
+from serve.errors import ArtifactError, InvalidInput, PlayheadError, Unavailable
 from serve.rollout.standing import find_champion
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
@@ -380,12 +380,12 @@ def _registry_may_be_down(reporter: Reporter, outcome: str) -> Iterator[None]:
 
 def _register(artifact: Artifact, settings: Settings, run_id: str, reporter: Reporter) -> None:
     """Tell the registry of a version, and of those of its model that it has not heard of."""
-    model = artifact.manifest.name
+    model, missed = artifact.manifest.name, list[Path]()
+    registry = Registry.of(settings)
     with (
         _registry_may_be_down(reporter, f"{model} {artifact.version} is not registered"),
         phase(reporter, "registry") as found,
     ):
-        registry = Registry.of(settings)
         number = registry.register(artifact, run_id).number
         found.append(f"{model} {artifact.version} is number {number} at {registry.address}")
         known = {one.version for one in registry.versions(model)}
@@ -393,10 +393,28 @@ def _register(artifact: Artifact, settings: Settings, run_id: str, reporter: Rep
             (settings.models / model).glob("[0-9a-f]*/manifest.json"), key=lambda path: path.stat().st_mtime
         )
         missed = [path.parent for path in folders if path.parent.name not in known][-_MOST_CAUGHT_UP:]
+    with _registry_may_be_down(reporter, f"earlier versions of {model} are not registered"):
         for folder in missed:
-            earlier = read_artifact(folder)
-            lineage = earlier.manifest.lineage
-            registry.register(earlier, (lineage.run if lineage is not None else "") or run_id)
+            _adopt(registry, folder, run_id, reporter)
+
+
+def _adopt(registry: Registry, folder: Path, run_id: str, reporter: Reporter) -> None:
+    """Register an earlier version with its own run, or with this one where the registry does not know that.
+
+    Raises:
+        Unavailable: the registry does not answer.
+    """
+    try:
+        earlier = read_artifact(folder)
+    except ArtifactError as error:  # it holds up no other
+        reporter.tell(Notice(phase="registry", moment=Moment.NOTE, text=f"{folder.name} is not registered: {error}"))
+        return
+    lineage = earlier.manifest.lineage
+    if lineage is not None and lineage.run:
+        with contextlib.suppress(Unavailable):  # a run of another registry looks so, too
+            registry.register(earlier, lineage.run)
+            return
+    registry.register(earlier, run_id)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Candidates: who becomes champion, what the registry hears, and the same as a job. Here because of its Ray."""
 
 import json
+import shutil
 import socket
 
 import pytest
 import torch
 
-from deployments.candidates import run_as_job, train_and_settle, train_candidate
+from deployments.candidates import _register, run_as_job, train_and_settle, train_candidate
 from deployments.progress import Moment
-from serve.artifacts import read_champion
+from serve.artifacts import read_artifact, read_champion
 from serve.errors import InvalidInput
 from serve.rollout.standing import SERVING
 from tests.deployments.conftest import Notices
@@ -83,6 +84,24 @@ def test_after_a_rollout_the_version_that_answers_is_the_champion(home, dataset,
     assert (warm.manifest.lineage.parent, published) == (second, False)
     assert _champion(settings, "recommend", None).version == second
     note.unlink()
+
+
+def test_earlier_versions_are_registered_with_the_next_whatever_became_of_one_of_them(tmp_path, notices, versions):
+    """One is damaged, and the run of another is another registry's: neither holds the others up."""
+    settings = settings_of(tmp_path)
+    folder = settings.models / "small"
+    damaged, elsewhere, newest = (shutil.copytree(one.path, folder / one.version) for one in versions)
+    manifest = elsewhere / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["lineage"]["run"] = "0" * 32
+    manifest.write_text(json.dumps(document))
+    (damaged / "manifest.json").write_text("{")
+    registry = Registry.of(settings, {})
+    with registry.run("small") as run:
+        _register(read_artifact(newest), settings, run.id, notices)
+    assert {one.version for one in registry.versions("small")} == {elsewhere.name, newest.name}
+    (told,) = notes(notices, "registry")
+    assert told.startswith(f"{damaged.name} is not registered")
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path, dataset, notices):
