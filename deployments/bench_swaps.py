@@ -39,7 +39,7 @@ from loadtests.scenario import Audience, plan_requests, read_scenario
 from serve.artifacts import MANIFEST, Manifest, content_version, read_artifact
 from serve.background import NICENESS, NICENESS_VARIABLE
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
-from serve.rollout.follower import SERVING
+from serve.rollout.standing import SERVING
 
 MODEL: Final = "recommend"
 BAR: Final = 1.5

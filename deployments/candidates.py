@@ -12,7 +12,7 @@ Importing this module imports torch.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,10 +20,11 @@ import torch
 
 from deployments.progress import Moment, Notice, Reporter, phase
 from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, ray_place
-from deployments.state import RunFolder
+from deployments.state import RunFolder, store_url
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
-from serve.errors import InvalidInput, PlayheadError
+from serve.errors import ArtifactError, InvalidInput, PlayheadError, Unavailable
+from serve.rollout.standing import find_champion
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
@@ -87,7 +88,7 @@ def train_candidate(
         dataset: what recommend is trained on.
         seed: of everything random.
         warm: start from the weights of a version; recommend and bitrate.
-        origin: that version; empty: the one that the models' folder names as champion.
+        origin: that version; empty: the champion that answers (serve.rollout.standing).
         until_ms: recommend: only events before this time are used, UTC milliseconds; None: all.
         resume: take up the run with the same arguments that was interrupted, if there is one.
         tracked: whether data is checked, and run and version are told to the registry.
@@ -154,10 +155,10 @@ def train_and_settle(
         The version, and whether it is the champion.
     """
     artifact = train_candidate(model, settings, reporter, **options)
-    live = read_champion(settings.models, model)
-    if live is not None and live.name != artifact.version and not publish:
+    if publish or read_champion(settings.models, model) is None:
+        set_champion(settings.models, model, artifact.version)
+    elif find_champion(settings, model) != artifact.version:
         return artifact, False
-    set_champion(settings.models, model, artifact.version)
     if options.get("tracked", True):
         with _registry_may_be_down(reporter, "the champion's alias is not set"):
             registry = Registry.of(settings)
@@ -189,6 +190,7 @@ def run_as_job(
         JobError: no Ray can be started or reached, it lacks the resources, or its workers died.
         KeyboardInterrupt: it was cancelled; the checkpoint is kept.
     """
+    settings = replace(settings, redis_url=store_url(settings))  # whose plan says who is champion
     resources = resources or Resources(cpus=float(threads()))
     workers = int(options.get("workers") or 1) if model == MODEL else 1
     cpus = resources.cpus + (workers if workers > 1 else 0)
@@ -321,15 +323,13 @@ def _checkpoint(settings: Settings, name: str, *, resume: bool) -> Path:
 
 
 def _parent(model: str, settings: Settings, origin: str) -> Artifact:
-    if origin:
-        return read_artifact(settings.models / model / origin)
-    live = read_champion(settings.models, model)
-    if live is None:
+    version = origin or find_champion(settings, model)
+    if version is None:
         raise InvalidInput(
             field="warm", got=f"no champion of {model}", expected="a champion whose weights can be started from",
             next_step=f"Train the first one cold: playhead train {model}",
         )  # fmt: skip
-    return read_artifact(live)
+    return read_artifact(settings.models / model / version)
 
 
 def _is_large(dataset: Dataset | None) -> bool:
@@ -380,12 +380,12 @@ def _registry_may_be_down(reporter: Reporter, outcome: str) -> Iterator[None]:
 
 def _register(artifact: Artifact, settings: Settings, run_id: str, reporter: Reporter) -> None:
     """Tell the registry of a version, and of those of its model that it has not heard of."""
-    model = artifact.manifest.name
+    model, missed = artifact.manifest.name, list[Path]()
+    registry = Registry.of(settings)
     with (
         _registry_may_be_down(reporter, f"{model} {artifact.version} is not registered"),
         phase(reporter, "registry") as found,
     ):
-        registry = Registry.of(settings)
         number = registry.register(artifact, run_id).number
         found.append(f"{model} {artifact.version} is number {number} at {registry.address}")
         known = {one.version for one in registry.versions(model)}
@@ -393,10 +393,28 @@ def _register(artifact: Artifact, settings: Settings, run_id: str, reporter: Rep
             (settings.models / model).glob("[0-9a-f]*/manifest.json"), key=lambda path: path.stat().st_mtime
         )
         missed = [path.parent for path in folders if path.parent.name not in known][-_MOST_CAUGHT_UP:]
+    with _registry_may_be_down(reporter, f"earlier versions of {model} are not registered"):
         for folder in missed:
-            earlier = read_artifact(folder)
-            lineage = earlier.manifest.lineage
-            registry.register(earlier, (lineage.run if lineage is not None else "") or run_id)
+            _adopt(registry, folder, run_id, reporter)
+
+
+def _adopt(registry: Registry, folder: Path, run_id: str, reporter: Reporter) -> None:
+    """Register an earlier version with its own run, or with this one where the registry does not know that.
+
+    Raises:
+        Unavailable: the registry does not answer.
+    """
+    try:
+        earlier = read_artifact(folder)
+    except ArtifactError as error:  # it holds up no other
+        reporter.tell(Notice(phase="registry", moment=Moment.NOTE, text=f"{folder.name} is not registered: {error}"))
+        return
+    lineage = earlier.manifest.lineage
+    if lineage is not None and lineage.run:
+        with contextlib.suppress(Unavailable):  # a run of another registry looks so, too
+            registry.register(earlier, lineage.run)
+            return
+    registry.register(earlier, run_id)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

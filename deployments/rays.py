@@ -52,7 +52,7 @@ def ray_place(
         yield _stack_place(state), "the stack's Ray"
         return
     _sweep()
-    temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/tmp" if Path("/tmp").is_dir() else None))  # noqa: S108
+    temporary = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_short_folder()))
     try:
         yield own_place(temporary, cpus=cpus, object_store_bytes=object_store_bytes), "a Ray of its own"
     finally:
@@ -101,9 +101,14 @@ def _stack_place(state: StackState) -> RayPlace:
     )
 
 
+def _short_folder() -> Path:
+    """Where temporary folders have short paths: sockets' paths are limited."""
+    return Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())  # noqa: S108
+
+
 def _sweep() -> None:
     """Remove what jobs that were killed left: their folders name a process that is gone."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for folder in _short_folder().glob(f"{_PREFIX}*"):
         number = folder.name.removeprefix(_PREFIX).partition("-")[0]
         if number.isdigit() and not psutil.pid_exists(int(number)):
             shutil.rmtree(folder, ignore_errors=True)

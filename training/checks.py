@@ -5,9 +5,11 @@ the run before, such as a volume that fell, is judged against its profile. Leaks
 have known: at or after the cut, from the future, or answers that come before their question.
 
 An error stops the job; a warning goes into the record. Where the run before used a data set of another name, what is
-compared with it only warns.
+compared with it only warns. Snapshots of a model's updates, whose names differ by their times, count as one name for
+volume and freshness, which no viewers change; shares of kinds, which they may, only warn there.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -40,6 +42,7 @@ Severity = Literal["error", "warning"]
 
 _DAY_MS: Final = 24 * 3_600_000
 _EXAMPLES: Final = 5
+_TIME: Final = re.compile(r"-[0-9]{13}$")
 _NEEDED: Final = (EventKind.PLAY.value, EventKind.FINISH.value)
 """Kinds without which there is nothing to learn."""
 
@@ -331,7 +334,8 @@ def _stale(profile: DataProfile, at_ms: int, limits: Limits) -> list[DataProblem
 
 def _compared(profile: DataProfile, previous: DataProfile, limits: Limits) -> list[DataProblem]:
     """What differs too much from what was learned from before."""
-    worst: Severity = "error" if profile.dataset == previous.dataset else "warning"
+    worst: Severity = "error" if _family(profile.dataset) == _family(previous.dataset) else "warning"
+    jumped: Severity = "error" if profile.dataset == previous.dataset else "warning"
     than = f"of the run before ({previous.dataset} {previous.snapshot[:12]})"
     problems = []
     for where, now, before in (
@@ -366,8 +370,13 @@ def _compared(profile: DataProfile, previous: DataProfile, limits: Limits) -> li
         ("kinds of all events", profile.kinds, previous.kinds),
         ("kinds of the newest tenth", profile.recent_kinds, previous.recent_kinds),
     ):
-        problems += _jumps(kinds, kinds_before, part, worst if part == "kinds of all events" else "warning", limits)
+        problems += _jumps(kinds, kinds_before, part, jumped if part == "kinds of all events" else "warning", limits)
     return problems
+
+
+def _family(dataset: str) -> str:
+    """A data set's name without the time, UTC milliseconds, that an update puts behind its snapshot's."""
+    return _TIME.sub("", dataset)
 
 
 def _jumps(

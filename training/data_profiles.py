@@ -53,16 +53,19 @@ class DataProfile:
         Raises:
             ValueError: it is something else, or of another format.
         """
-        fields = dict(document)
+        fields = dict(document) if isinstance(document, Mapping) else {}
         if fields.pop("format", None) != _FORMAT:
             raise ValueError(f"no profile of format {_FORMAT}")
         try:
             profile = cls(**fields)
-            numbers = (*profile.kinds.values(), *profile.recent_kinds.values(), profile.events, profile.last_ts_ms)
+            counts = (profile.events, profile.titles, profile.profiles, profile.first_ts_ms, profile.last_ts_ms)
+            numbers = (*profile.kinds.values(), *profile.recent_kinds.values(), *counts)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"no profile: {error}") from error
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("no profile: a number is none")
+        if [type(profile.dataset), type(profile.snapshot)] != [str, str]:
+            raise ValueError("no profile: a name is none")
         return profile
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, Self
 from features.settings import Settings
 from serve.artifacts import MANIFEST, Artifact, read_artifact, sync_folder
 from serve.errors import ArtifactError, InvalidInput, NotFound
-from training.runs import Run, begin, end, send_metrics
+from training.runs import PROCESS_TAG, Run, begin, end, end_lost, send_metrics, this_process
 from training.tracking import Tracking, already, flat, metric_name, pages, shown
 
 Alias = Literal["champion", "challenger", "previous"]
@@ -114,6 +114,8 @@ class Registry:
     ) -> Iterator[Run]:
         """A tracked run: finished at the end of the block, failed where the block raises.
 
+        Runs of the model that processes of this machine left running when they were killed are told to be so first.
+
         Args:
             model: names the experiment.
             parameters: JSON values, nested ones as `a.b`.
@@ -125,7 +127,8 @@ class Registry:
         """
         _check_model(model)
         experiment_id = self._tracking.ask(lambda client: self._experiment(client, model))
-        run_id = begin(self._tracking, experiment_id, parameters or {}, tags or {})
+        self._tracking.ask(lambda client: end_lost(client, experiment_id))
+        run_id = begin(self._tracking, experiment_id, parameters or {}, {**(tags or {}), PROCESS_TAG: this_process()})
         run = Run(self._tracking, model, run_id)
         try:
             yield run

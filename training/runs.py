@@ -1,6 +1,9 @@
 """A tracked run: its metrics, sent in batches, and the files that are kept with it."""
 
+import contextlib
 import logging
+import os
+import socket
 import threading
 import time
 from collections import deque
@@ -8,8 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from serve.errors import NotFound, PlayheadError
-from training.tracking import Tracking, flat, metric_name
+from training.tracking import Tracking, flat, metric_name, pages
+
+PROCESS_TAG: Final = "playhead.process"
+"""Names the process whose run it is: its machine, number and beginning."""
 
 _FLUSH_S: Final = 1.0
 _REST_S: Final = 15.0
@@ -19,6 +27,9 @@ _MOST_WAITING: Final = 20_000
 _MOST_IN_BATCH: Final = 500
 _MOST_PARAMETERS: Final = 100  # in a batch
 _LONGEST: Final = 6000
+_CLOCK_S: Final = 5.0
+"""By how much a process's beginning may seem to move."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -170,3 +181,48 @@ def end(tracking: Tracking, run_id: str, error: BaseException | None) -> None:
         tracking.ask(note)
     except PlayheadError as trouble:
         _log.warning("run %s: its end, %s, is not noted: %s", run_id, status, trouble)
+
+
+def this_process() -> str:
+    """Names this process among all: where process numbers count, its number, and when it began (UTC seconds)."""
+    return f"{_numbering()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def end_lost(client: Any, experiment_id: str) -> None:
+    """Note as killed what is told to be running by processes of this machine that are gone.
+
+    Args:
+        client: an MlflowClient.
+        experiment_id: whose runs.
+    """
+    found = pages(
+        lambda token: client.search_runs(
+            [experiment_id], "attributes.status = 'RUNNING'", max_results=_MOST_IN_BATCH, page_token=token
+        )
+    )
+    for run in list(found):
+        if _is_gone(run.data.tags.get(PROCESS_TAG, "")):
+            client.set_tag(run.info.run_id, "error", "its process was killed")
+            client.set_terminated(run.info.run_id, status="KILLED")
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process of this machine ended; not where it is another machine's, or nobody wrote down whose."""
+    numbering, _, named = process.rpartition(" ")[0].rpartition(" ")
+    if numbering != _numbering():
+        return False
+    try:
+        number, began_s = int(named), float(process.rpartition(" ")[2])
+        return abs(psutil.Process(number).create_time() - began_s) > _CLOCK_S
+    except psutil.NoSuchProcess:
+        return True
+    except (ValueError, psutil.Error):
+        return False
+
+
+def _numbering() -> str:
+    """Names the machine, or the container, in which a process number means one process."""
+    space = ""
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - it is no path
+    return f"{socket.gethostname()}{space}"

@@ -2,8 +2,10 @@
 
 The live part is the event log as its sink wrote it (HOME/events, features.sink); what the sink has not written yet
 comes with the next snapshot. Live events are judged by the rules of an import, and one that breaks them is left out and
-counted: no player may stop the training of all. A title or profile that the base does not know is taken as the online
-store knows it; events of a title that nobody knows are left out and counted.
+counted: no player may stop the training of all. The catalogue is the one that is served: the base's titles with those
+that were put beside it (features.additions), in the place of ones with the same id. Another title, or a profile, that
+the base does not know is taken as the online store knows it; events of a title that nobody knows are left out and
+counted.
 """
 
 import time
@@ -15,7 +17,8 @@ import polars as pl
 import redis
 from pydantic import ValidationError
 
-from features.errors import CorruptRecord
+from features.additions import read_added
+from features.errors import CorruptRecord, FeaturesError
 from features.events import CLOCK_TOLERANCE_MS
 from features.layout import View, decode, entity_key
 from features.settings import Settings
@@ -61,7 +64,9 @@ def take_snapshot(
     source = prepare(base, settings)
     before = source.frame("events")
     live, notes = _live(settings.home / LOG_FOLDER, before["event_id"], now_ms)
-    titles, profiles = source.frame("titles"), source.frame("profiles")
+    titles, told = _catalogue(settings, base, source.frame("titles"), now_ms)
+    notes += told
+    profiles = source.frame("profiles")
     new_titles, told = _unknown_titles(settings, live, titles)
     notes += told
     live = live.filter(pl.col("title_id").is_in(pl.concat([titles, new_titles])["title_id"].implode()))
@@ -83,6 +88,25 @@ def take_snapshot(
         shift_ms=source.shift_ms,
         notes=(*source.notes, *notes),
     )
+
+
+def _catalogue(settings: Settings, base: str, titles: pl.DataFrame, now_ms: int) -> tuple[pl.DataFrame, list[str]]:
+    """The base's titles with those that were put beside it; in words what became of these."""
+    try:
+        added = read_added(settings, base)
+    except FeaturesError as error:
+        return titles, [f"Titles that were put beside {base} are left out: {str(error)[:200]}"]
+    if not added:
+        return titles, []
+    rows = [title.model_dump() for title in added]
+    frame = conform(pl.DataFrame(rows, schema_overrides=dict(titles.schema)), "titles")
+    wrong = wrong_rows(frame, "titles", now_ms)
+    kept = frame.filter(~wrong)
+    notes = [f"{kept.height:,} titles were put beside {base} while it was served."] if kept.height else []
+    if wrong.any():
+        notes.append(f"{wrong.sum():,} titles beside {base} break the rules of an import and were left out.")
+    own = titles.filter(~pl.col("title_id").is_in(kept["title_id"].implode()))
+    return pl.concat([own, kept]), notes
 
 
 def _live(folder: Path, known: pl.Series, now_ms: int) -> tuple[pl.DataFrame, list[str]]:

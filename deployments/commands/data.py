@@ -63,11 +63,16 @@ def snapshot(
     as_json: Json = False,
 ) -> None:
     """Write a data set and what viewers did since as a data set for training."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from deployments.state import store_url  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
     from training.snapshots import take_snapshot  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
-        _tell(output, take_snapshot(Settings.from_env(), base, name=name, until_ms=_milliseconds(until)))
+        settings = Settings.from_env()
+        settings = replace(settings, redis_url=store_url(settings))  # which knows titles and profiles that are new
+        _tell(output, take_snapshot(settings, base, name=name, until_ms=_milliseconds(until)))
 
 
 @app.command("check")

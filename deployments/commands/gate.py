@@ -17,7 +17,9 @@ def gate(
     name: Annotated[str, typer.Argument(help="Model: recommend, bitrate or quality.")],
     version: Annotated[str, typer.Argument(help="The candidate's version.")],
     *,
-    against: Annotated[str | None, typer.Option(help="Version to compare with; by default the champion.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Version to compare with; by default the champion that answers.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Data set with later events (recommend); by default the candidate's own.")
     ] = None,
@@ -27,6 +29,8 @@ def gate(
 
     The report lies in HOME/gates/NAME/VERSION/, as gate.json and gate.html.
     """
+    from dataclasses import replace  # noqa: PLC0415
+
     from features.settings import Settings  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
@@ -37,11 +41,12 @@ def gate(
         from training.gates.gate import reports_of  # noqa: PLC0415
 
         settings = Settings.from_env()
+        settings = replace(settings, redis_url=store_url(settings))
         if data is not None:
             check_name(data)
         dataset = None if data is None else open_dataset(settings.datasets / data)
         verdict = ask(name, version, settings, dataset=dataset, against=against)
-        told = tell_if_up(verdict, store_url(settings))
+        told = tell_if_up(verdict, settings.redis_url)
         report = reports_of(settings, name, verdict.candidate) / "gate.html"
         output.console.print(_table(verdict))
         word = "[green]passed[/]" if verdict.passed else "[bold red]rejected[/]"

@@ -33,6 +33,14 @@ def _train(model: str, output: Output, settings: "Settings", reporter: Reporter,
     artifact, published = run_as_job(model, settings, reporter, **options)
     what = "champion" if published else "candidate"
     output.console.print(f"  {what} {artifact.path}", markup=False, soft_wrap=True)
+    if not published:
+        compare = f"playhead gate {model} {artifact.version}"
+        if model == "recommend":
+            compare += " --data NAME, a set with later events (playhead data snapshot)"
+        output.console.print(f"  next      {compare}", markup=False, soft_wrap=True)
+        output.console.print(
+            f"  then      playhead rollout promote {model} {artifact.version}", markup=False, soft_wrap=True
+        )
     answer = {"version": artifact.version, "path": str(artifact.path), "metrics": artifact.manifest.metrics}
     output.answer(answer | {"champion": published})
 

@@ -21,7 +21,7 @@ import redis
 from deployments.learning.policy import Facts, LearningPolicy, Trigger, due
 from features.settings import Settings
 from features.stream import STREAM
-from serve.learning import state_key
+from serve.learning import Step, state_key, step_arguments
 from serve.rollout.board import load_plan, plan_key
 from serve.watchtower.board import connect
 from serve.watchtower.checkpoints import store_ms
@@ -37,10 +37,16 @@ REFUSED: Final = 4
 ATTEMPTS: Final = 3
 """How often an update is tried whose process ends without a word."""
 
+DONE: Final = 0
+REFUSED: Final = 10
+"""Exit statuses of an update: a rollout began; it failed, and said why. Any other is an end without a word: also 1,
+which is Python's own for whatever nobody foresaw."""
+
 _LOOK_S: Final = 2.0
 _TROUBLE_S: Final = 5.0
 _END_S: Final = 10.0
 
+_UNKNOWN: Final[dict[str, Any]] = {"cause": "schedule", "reason": ""}
 _log = logging.getLogger(__name__)
 
 
@@ -72,9 +78,13 @@ class Memory:
     def load(cls, dumped: bytes | None, now_ms: int, taken: int) -> Self:
         """As it lies in the store; anew where it is not there or something else is."""
         try:
-            return cls(**orjson.loads(dumped or b""))
+            memory = cls(**orjson.loads(dumped or b""))
+            Trigger(**(memory.trigger or _UNKNOWN))
         except (ValueError, TypeError):
             return cls(last_ms=now_ms, taken=taken)
+        numbers = (memory.last_ms, memory.taken, memory.drift_taken, memory.attempts, memory.drift_ms or 0)
+        sound = isinstance(memory.update, str) and all(type(number) is int for number in numbers)
+        return memory if sound else cls(last_ms=now_ms, taken=taken)
 
 
 class Learner:
@@ -134,7 +144,6 @@ class Learner:
         now_ms, taken = store_ms(self._store), self._taken()
         dumped: Any = self._store.get(state_key(model))
         memory = Memory.load(dumped, now_ms, taken)
-        before = asdict(memory)
         if memory.taken > taken:  # the store was lost
             memory.taken = memory.drift_taken = taken
         if memory.update:
@@ -151,8 +160,10 @@ class Learner:
             if trigger is not None:
                 memory.update, memory.trigger, memory.attempts = f"{now_ms}", asdict(trigger), 0
                 memory.taken = taken
-        if asdict(memory) != before or dumped is None:
-            self._store.set(state_key(model), orjson.dumps(asdict(memory)))
+        if (remembered := orjson.dumps(asdict(memory))) != dumped:
+            self._store.set(state_key(model), remembered)
+        if not memory.update:
+            self._running.pop(model, None)  # only now: what is not remembered would be done again
 
     def _follow(self, model: str, memory: Memory, now_ms: int, taken: int) -> None:
         """Start the update that goes on, or see how it ended."""
@@ -160,15 +171,17 @@ class Learner:
         status = None if process is None else process.poll()
         if process is not None and status is None:
             return
-        self._running.pop(model, None)
-        ended = status in {0, REFUSED}
-        if not ended and memory.attempts < ATTEMPTS:
+        if status not in {DONE, REFUSED} and memory.attempts < ATTEMPTS:
             memory.attempts += 1
-            trigger = Trigger(**(memory.trigger or {"cause": "schedule", "reason": ""}))
+            trigger = Trigger(**(memory.trigger or _UNKNOWN))
             self._running[model] = self._start(model, memory.update, trigger)
             _log.info("learner: update %s of %s: %s", memory.update, model, trigger.reason)
             return
-        memory.last_ms, memory.failed = now_ms, status != 0
+        if status not in {DONE, REFUSED}:
+            text = f"given up: its process ended {memory.attempts} times without a word; see the learner's log"
+            step = Step(model=model, update=memory.update, name="update", moment="failed", ts=now_ms, text=text)
+            self._store.execute_command(*step_arguments(step))  # type: ignore[no-untyped-call]
+        memory.last_ms, memory.failed = now_ms, status != DONE
         memory.update, memory.trigger, memory.attempts = "", None, 0
         memory.drift_ms, memory.drift_taken = None, taken
 

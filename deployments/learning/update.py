@@ -1,43 +1,48 @@
 """One update of a model: snapshot, checks, training, gate, and the first stage of a rollout.
 
 Run as `python -m deployments.learning.update JSON` (model, update, trigger) it tells each step to the store, and ends
-with status 0 if a rollout began, with REFUSED if it failed and said why. An update that is taken up again under its
+with status DONE if a rollout began, with REFUSED if it failed and said why. An update that is taken up again under its
 name uses the snapshot that it made, and goes on where its training was.
 """
 
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import polars as pl
+import redis
 
 from deployments.candidates import run_as_job
-from deployments.learning.learner import MODELS, REFUSED
+from deployments.learning.learner import DONE, MODELS, REFUSED
 from deployments.learning.policy import LearningPolicy, Trigger
 from deployments.learning.verdicts import tell
 from deployments.progress import Moment, Notice, Reporter
-from deployments.state import store_url
+from deployments.state import RunFolder, StackState, store_url
 from features.errors import FeaturesError
 from features.settings import Settings
-from serve.artifacts import Artifact, Manifest, read_artifact, read_champion
+from serve.artifacts import Artifact, Manifest, read_artifact
 from serve.clock import now_ms
-from serve.errors import InvalidInput, PlayheadError
-from serve.learning import Name, Step, step_arguments
+from serve.errors import InvalidInput, PlayheadError, Unavailable
+from serve.learning import STEPS, Name, Step, load_steps, step_arguments
 from serve.logs import configure
 from serve.rollout.board import change_arguments, load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
+from serve.rollout.standing import find_champion
 from serve.watchtower.board import Store, connect
 from training.checks import check_data, require
 from training.data_profiles import read_profile
 from training.datasets import Dataset, open_dataset
 from training.gates.gate import gate
+from training.gates.recommend import RecommendSettings
+from training.mirroring import lacks
 from training.snapshots import take_snapshot
 
 DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
@@ -45,6 +50,9 @@ DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
 
 KEPT: Final = 3
 """Snapshots of a model's updates that are kept, the newest."""
+
+_LATELY: Final = 200
+"""Steps that are looked through for those of an update that is taken up."""
 
 _BASE: Final = "ml-100k"
 _BY: Final = "learner"
@@ -101,7 +109,24 @@ class Update:
             PlayheadError: a step failed; it was told.
             FeaturesError: likewise.
         """
+        try:
+            return self._run()
+        finally:
+            self._prune()
+
+    def has_begun_rollout(self) -> bool:
+        """Whether its rollout began already: its process died after that, and there is nothing to take up."""
+        entries: Any = self._store.xrevrange(STEPS, count=_LATELY)
+        found = {(step.model, step.update, step.name, step.moment) for step in load_steps(entries)}
+        return (self._model, self._update, "rollout", "done") in found
+
+    def tell_end(self, text: str) -> None:
+        """Tell that it ended before its time."""
+        self._tell(Step(model=self._model, update=self._update, name="update", moment="failed", ts=now_ms(), text=text))
+
+    def _run(self) -> Artifact:
         with self._step("update", self._trigger.reason) as whole:
+            self._require_quiet()
             champion = self._champion()
             with self._step("snapshot") as told:
                 dataset, cut_ms, starts = self._snapshot(champion)
@@ -123,11 +148,23 @@ class Update:
             with self._step("gate") as told:
                 self._gate(told, candidate, champion, dataset, cut_ms)
             with self._step("rollout") as told:
-                told.text.append(self._begin(candidate.version))
+                told.text.append(self._begin(candidate.version, champion.version))
             whole.text.append(f"{candidate.version} is tried")
             whole.evidence.update(version=candidate.version)
-        self._prune()
         return candidate
+
+    def _require_quiet(self) -> None:
+        """See that no rollout goes on: another can't begin, and its champion may change.
+
+        Raises:
+            InvalidInput: one does.
+        """
+        plan = self._plan()
+        if plan.challenger is not None:
+            raise InvalidInput(
+                field="model", got=f"a rollout of {self._model} {plan.challenger} goes on", expected="none",
+                next_step=f"Wait until it ends, or end it: playhead rollout rollback {self._model}.",
+            )  # fmt: skip
 
     def _champion(self) -> Artifact:
         """The version that answers now.
@@ -135,28 +172,28 @@ class Update:
         Raises:
             InvalidInput: none does.
         """
-        plan = self._plan()
-        folder = self._settings.models / self._model
-        path = folder / plan.champion if plan.champion else read_champion(self._settings.models, self._model)
-        if path is None:
+        version = self._plan().champion
+        if version is None:
             raise InvalidInput(
                 field="model", got=self._model, expected="a champion to begin from",
                 next_step=f"Train the first one: playhead train {self._model}.",
             )  # fmt: skip
-        return read_artifact(path)
+        return read_artifact(self._settings.models / self._model / version)
 
     def _snapshot(self, champion: Artifact) -> tuple[Dataset, int, int]:
         """The data, where what is held out begins, and how many plays are new after that."""
         name = f"{self._model}-{self._update}"
         path = self._settings.datasets / name
         dataset = open_dataset(path) if path.is_dir() else take_snapshot(self._settings, self._base, name=name)
-        since_ms = self._trigger.since_ms or _last_ms(champion.manifest, dataset)
+        since_ms = max(self._trigger.since_ms or 0, _last_ms(champion.manifest))
         plays = dataset.scan("events").filter((pl.col("kind") == "play") & (pl.col("ts") > since_ms)).select("ts")
         times = plays.sort("ts").collect()["ts"]
         held_out = round(len(times) * self._policy.held_out)
-        if not held_out:
+        least = RecommendSettings().least_starts
+        if held_out < least:
             raise InvalidInput(
-                field="events", got=f"{len(times)} plays after {since_ms}", expected="plays to judge a candidate by",
+                field="events", got=f"{len(times)} plays after {since_ms}, of which {held_out} are held out",
+                expected=f"at least {least} to judge a candidate by",
                 next_step="Wait for more, or see whether players name what they play.",
             )  # fmt: skip
         return dataset, int(times[len(times) - held_out]), held_out
@@ -178,9 +215,15 @@ class Update:
             )  # fmt: skip
         told.text.append(f"{len(verdict.checks)} checks passed")
 
-    def _begin(self, version: str) -> str:
-        """Begin the rollout, unless somebody else began one meanwhile."""
+    def _begin(self, version: str, champion: str) -> str:
+        """Begin the rollout, unless somebody else began one, or made another version champion, meanwhile."""
         plan = self._plan()
+        if plan.champion != champion:
+            raise InvalidInput(
+                field="champion", got=f"{plan.champion} answers now",
+                expected=f"{champion}, which the gate compared with",
+                next_step=f"Compare again: playhead gate {self._model} {version}; the next update begins from it.",
+            )  # fmt: skip
         after = plan.begun(version, self._policy.first_share, now_ms())
         change = {
             "action": "promote", "by": _BY, "reason": f"{self._trigger.reason}; its gate passed",
@@ -195,16 +238,31 @@ class Update:
 
     def _plan(self) -> RolloutPlan:
         dumped: Any = self._store.get(plan_key(self._model))
-        if dumped is not None:
-            return load_plan(dumped)
-        path = read_champion(self._settings.models, self._model)
-        return RolloutPlan(model=self._model, champion=None if path is None else path.name)
+        plan = RolloutPlan(model=self._model) if dumped is None else load_plan(dumped)
+        return plan if plan.champion else replace(plan, champion=find_champion(self._settings, self._model))
 
     def _prune(self) -> None:
-        """Take old snapshots of updates away."""
-        folders = [path for path in self._settings.datasets.glob(f"{self._model}-*") if _is_update(path.name)]
-        for path in sorted(folders, key=lambda one: int(one.name.rpartition("-")[2]))[:-KEPT]:
-            shutil.rmtree(path, ignore_errors=True)
+        """Take away old snapshots of updates, but for those that versions of the plan learned from, and checkpoints."""
+        folders = [path for path in self._settings.datasets.glob(f"{self._model}-*") if self._is_update(path.name)]
+        with suppress(redis.RedisError, PlayheadError, ValueError, OSError):
+            plan = self._plan()
+            used = {self._learned_from(version) for version in (plan.champion, plan.challenger, plan.previous)}
+            for path in sorted(folders, key=lambda one: int(one.name.rpartition("-")[2]))[:-KEPT]:
+                if path.name not in used:
+                    shutil.rmtree(path, ignore_errors=True)
+                    for left in (self._settings.home / "training").glob(f"{self._model}-{path.name}-*.pt"):
+                        left.unlink(missing_ok=True)
+
+    def _learned_from(self, version: str | None) -> str:
+        """Data set that a version was trained on; empty where nobody knows."""
+        if version is None or lacks(self._settings.models, self._model, version):
+            return ""
+        lineage = read_artifact(self._settings.models / self._model / version).manifest.lineage
+        return "" if lineage is None else lineage.dataset
+
+    def _is_update(self, name: str) -> bool:
+        """Whether a data set is an update's snapshot: other sets may be called nearly so."""
+        return re.fullmatch(rf"{re.escape(self._model)}-[0-9]{{13}}", name) is not None
 
     @contextmanager
     def _step(self, name: Name, begins: str = "") -> Iterator[_Told]:
@@ -234,15 +292,11 @@ class Update:
         _log.info("%s %s: %s %s %s", step.model, step.update, step.name, step.moment, step.text)
 
 
-def _last_ms(champion: Manifest, dataset: Dataset) -> int:
-    """The newest event that the champion has seen; where nobody wrote it down, the snapshot's middle."""
+def _last_ms(champion: Manifest) -> int:
+    """The newest event that the champion has seen; where nobody wrote it down, when it was made."""
     if champion.lineage is not None and champion.lineage.last_ts_ms:
         return champion.lineage.last_ts_ms
-    return int(champion.created.timestamp() * 1000) if dataset.last_ts_ms else 0
-
-
-def _is_update(name: str) -> bool:
-    return name.rpartition("-")[2].isdigit()
+    return int(champion.created.timestamp() * 1000)
 
 
 class _LogReporter:
@@ -258,7 +312,8 @@ def update_now(model: str, base: str, reporter: Reporter) -> Artifact:
 
     Args:
         model: which.
-        base: data set that the live events are added to; empty: as the environment says, else ml-100k.
+        base: data set that the live events are added to; empty: as the environment says, else the stack's, else
+            ml-100k.
         reporter: told of the progress.
 
     Raises:
@@ -272,12 +327,25 @@ def update_now(model: str, base: str, reporter: Reporter) -> Artifact:
             next_step=f"Train it on its own material: playhead train {model}.",
         )  # fmt: skip
     settings = Settings.from_env()
+    settings = replace(settings, redis_url=store_url(settings))
+    state = StackState.read(RunFolder(settings.home))
+    base = base or os.environ.get(DATASET_VARIABLE) or (state.data if state is not None else "") or _BASE
     trigger = Trigger(cause="operator", reason="asked for")
     update = Update(
-        settings, connect(replace(settings, redis_url=store_url(settings))), LearningPolicy.from_env(), model,
-        f"{now_ms()}", trigger, base=base or os.environ.get(DATASET_VARIABLE, _BASE), reporter=reporter,
+        settings, connect(settings), LearningPolicy.from_env(), model, f"{now_ms()}", trigger, base=base,
+        reporter=reporter,
     )  # fmt: skip
-    return update.run()
+    try:
+        return update.run()
+    except redis.RedisError as error:
+        raise Unavailable(
+            field="store", got=str(error)[:200], expected="a store that answers",
+            next_step="Start the stack (`playhead up`), or correct REDIS_URL.",
+        ) from error  # fmt: skip
+    except KeyboardInterrupt:
+        with suppress(redis.RedisError):
+            update.tell_end("cancelled")
+        raise
 
 
 def main() -> int:
@@ -292,11 +360,12 @@ def main() -> int:
         Trigger(**asked["trigger"]), base=os.environ.get(DATASET_VARIABLE, _BASE), reporter=_LogReporter(),
     )  # fmt: skip
     try:
-        update.run()
+        if not update.has_begun_rollout():
+            update.run()
     except (PlayheadError, FeaturesError) as error:
         _log.error("update failed: %s", error)
         return REFUSED
-    return 0
+    return DONE
 
 
 def _end_with_input() -> None:

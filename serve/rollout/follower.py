@@ -29,8 +29,7 @@ from serve.metrics import Metrics
 from serve.rollout import board
 from serve.rollout.fleet import Fleet, HasModel
 from serve.rollout.plans import RolloutPlan
-
-SERVING: Final = "serving.json"
+from serve.rollout.standing import SERVING, read_serving
 
 _DEADLINE_S: Final = 1.0
 
@@ -87,7 +86,7 @@ class Follower:
 
     async def start(self) -> None:
         """Look for the first time, and wait for what has to be loaded."""
-        serving = await asyncio.to_thread(_read_serving, self._models / self._model / SERVING)
+        serving = await asyncio.to_thread(read_serving, self._models / self._model / SERVING)
         await self._read_named()
         answers, (_, told) = serving.get("champion"), await self._read()
         first = self._named
@@ -201,11 +200,3 @@ class Follower:
         except OSError as error:
             self._log.warning("what serves is not kept", extra={"model": self._model, "error": str(error)[:300]})
         self._written = kept
-
-
-def _read_serving(path: Path) -> dict[str, str | None]:
-    try:
-        document = orjson.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}

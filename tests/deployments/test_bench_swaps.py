@@ -11,7 +11,7 @@ from deployments import bench_swaps
 from deployments.bench_swaps import Load, Swaps, borrowed
 from loadtests.client import ClientSettings, Outcome, Recording
 from serve.artifacts import read_artifact
-from serve.rollout.follower import SERVING
+from serve.rollout.standing import SERVING
 from tests.contracts.small_model import copy_of, small_artifact
 
 

@@ -1,19 +1,23 @@
 """Candidates: who becomes champion, what the registry hears, and the same as a job. Here because of its Ray."""
 
+import json
+import shutil
 import socket
 
 import pytest
 import torch
 
-from deployments.candidates import run_as_job, train_and_settle, train_candidate
+from deployments.candidates import _register, run_as_job, train_and_settle, train_candidate
 from deployments.progress import Moment
-from serve.artifacts import read_champion
+from serve.artifacts import read_artifact, read_champion
 from serve.errors import InvalidInput
+from serve.rollout.standing import SERVING
 from tests.deployments.conftest import Notices
 from tests.training.recommend import audience
 from tests.training.recommend.test_pipeline import pl_titles
 from tests.training.versions import settings_of
 from training.datasets.dataset import write_dataset
+from training.gates.gate import _champion
 from training.jobs import Resources
 from training.recommend.train import FitSettings
 from training.registry import Registry
@@ -65,6 +69,39 @@ def test_the_first_is_champion_the_next_a_candidate_and_the_registry_knows_both(
     registry = Registry.of(settings)
     assert {one.version for one in registry.versions("recommend")} == {first.version, second.version}
     assert registry.find("recommend", second.version).run == second.manifest.lineage.run != ""
+
+
+def test_after_a_rollout_the_version_that_answers_is_the_champion(home, dataset, notices):
+    """Whatever the folder's pointer still names: for warm starts, for gates, and for who becomes champion."""
+    settings = settings_of(home)
+    named = read_champion(settings.models, "recommend")
+    (second,) = {path.parent.name for path in named.parent.glob("*/manifest.json")} - {named.name}
+    note = named.parent / SERVING
+    note.write_text(json.dumps({"champion": second, "taken": named.name}))
+    warm, published = train_and_settle(
+        "recommend", settings, notices, warm=True, seed=2, dataset=dataset, fitting=TINY, tracked=False
+    )
+    assert (warm.manifest.lineage.parent, published) == (second, False)
+    assert _champion(settings, "recommend", None).version == second
+    note.unlink()
+
+
+def test_earlier_versions_are_registered_with_the_next_whatever_became_of_one_of_them(tmp_path, notices, versions):
+    """One is damaged, and the run of another is another registry's: neither holds the others up."""
+    settings = settings_of(tmp_path)
+    folder = settings.models / "small"
+    damaged, elsewhere, newest = (shutil.copytree(one.path, folder / one.version) for one in versions)
+    manifest = elsewhere / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["lineage"]["run"] = "0" * 32
+    manifest.write_text(json.dumps(document))
+    (damaged / "manifest.json").write_text("{")
+    registry = Registry.of(settings, {})
+    with registry.run("small") as run:
+        _register(read_artifact(newest), settings, run.id, notices)
+    assert {one.version for one in registry.versions("small")} == {elsewhere.name, newest.name}
+    (told,) = notes(notices, "registry")
+    assert told.startswith(f"{damaged.name} is not registered")
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path, dataset, notices):

@@ -1,6 +1,7 @@
 """Data that must stop a training, each kind of it on disk as a broken exporter or a lost partition would leave it."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,11 +184,32 @@ def test_another_data_set_than_before_only_warns_of_what_is_compared(
     assert (old.check, old.severity) == ("freshness", "warning")
 
 
+def test_snapshots_of_updates_are_held_against_each_other_but_for_what_viewers_may_change(
+    good: Dataset, before: DataProfile, tmp_path: Path
+) -> None:
+    """Each has a name of its own, and still half of the events may not be lost; a drift of kinds is to be learned."""
+    earlier = dataclasses.replace(before, dataset="recommend-1799999999999")
+    lost = changed(good, tmp_path, lambda frame: frame.tail(good.rows["events"] // 3))
+    taken = dataclasses.replace(lost, path=lost.path, name="recommend-1800000000000")
+    with pytest.raises(DataRefused, match="volume, events"):
+        require(check_data(taken, earlier, now_ms=NOW))
+    require(check_data(taken, dataclasses.replace(earlier, dataset="ml-100k"), now_ms=NOW))
+    whole = dataclasses.replace(good, name="recommend-1800000000000")
+    drifted = dataclasses.replace(earlier, kinds={**before.kinds, "thumbs_up": before.kinds["thumbs_up"] + 0.4})
+    report = check_data(whole, drifted, now_ms=NOW)
+    require(report)
+    assert {(found.check, found.severity) for found in report.problems} == {("kinds", "warning")}
+    with pytest.raises(DataRefused, match="kinds"):
+        require(check_data(whole, dataclasses.replace(drifted, dataset=whole.name), now_ms=NOW))
+
+
 def test_the_profile_of_the_run_before_is_kept(before: DataProfile, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, redis_url="", feast_registry="")
     assert read_profile(settings, "recommend") is None
     write_profile(settings, "recommend", before)
     assert read_profile(settings, "recommend") == before
-    for damaged in ("{", "[]", '{"format": 1}', '{"format": 2}'):
+    nameless = json.dumps({**before.as_json(), "snapshot": None})
+    counted = json.dumps({**before.as_json(), "titles": "many"})
+    for damaged in ("{", "[]", "3", "[1]", '{"format": 1}', '{"format": 2}', nameless, counted):
         profile_path(settings, "recommend").write_text(damaged)
         assert read_profile(settings, "recommend") is None

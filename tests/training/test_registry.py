@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serve.artifacts import Artifact
@@ -15,6 +16,7 @@ from serve.errors import ArtifactError, InvalidInput, NotFound, Unavailable
 from tests.training.versions import settings_of, variant
 from training.lineage import environment
 from training.registry import LINEAGE_TAG, METRICS_TAG, Registered, Registry
+from training.runs import PROCESS_TAG, this_process
 
 MODEL = "small"
 
@@ -43,6 +45,37 @@ def test_a_run_keeps_what_it_was_told_and_how_it_ended(registry: Registry) -> No
         1 / 0  # noqa: B018
     assert client.get_run(failed.id).info.status == "FAILED"
     assert "ZeroDivisionError" in client.get_run(failed.id).data.tags["error"]
+
+
+def test_runs_of_processes_that_were_killed_are_told_to_be_so(registry: Registry) -> None:
+    """By the next run of the model; those of processes that live, and of other machines, are left alone."""
+    began_s = f"{psutil.Process().create_time():.0f}"
+    numbering = this_process().rpartition(" ")[0].rpartition(" ")[0]
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait(60)
+    processes = {
+        "killed": f"{numbering} {gone.pid} {began_s}",
+        "its number is another's": f"{numbering} {os.getpid()} 1000",
+        "lives": this_process(),
+        "elsewhere": f"elsewhere {gone.pid} {began_s}",
+        "nobody knows": "",
+    }
+    with registry.run(MODEL) as other:
+        client = registry._tracking._opened()
+        experiment = client.get_run(other.id).info.experiment_id
+        runs = {
+            name: client.create_run(experiment, tags={PROCESS_TAG: process}).info.run_id
+            for name, process in processes.items()
+        }
+        with registry.run(MODEL):
+            found = {name: client.get_run(run_id).info.status for name, run_id in runs.items()}
+            assert client.get_run(other.id).info.status == "RUNNING"
+    assert found == {
+        "killed": "KILLED", "its number is another's": "KILLED", "lives": "RUNNING", "elsewhere": "RUNNING",
+        "nobody knows": "RUNNING",
+    }  # fmt: skip
+    for run_id in runs.values():
+        client.set_terminated(run_id)
 
 
 def test_a_version_is_registered_once_and_comes_back_as_it_was(

@@ -6,6 +6,7 @@ import threading
 import polars as pl
 import pytest
 
+from features.additions import put_titles
 from features.events import Event, EventKind
 from features.settings import Settings
 from features.sink import LogSink
@@ -13,6 +14,7 @@ from features.store import materialise
 from features.stream import EventWriter
 from features.titles import Title
 from serve.errors import InvalidInput, NotFound
+from training.checks import check_data
 from training.datasets import Dataset, DatasetError, open_dataset
 from training.datasets.dataset import write_dataset
 from training.snapshots import take_snapshot
@@ -110,6 +112,22 @@ def test_titles_are_kept_as_the_store_knows_them_and_unknown_ones_are_dropped(
     notes = " ".join(taken.notes)
     assert "1 titles came from the online store." in notes
     assert "1 live events of 1 titles (nobody-knows)" in notes
+
+
+def test_titles_put_beside_the_base_are_part_of_the_catalogue_and_their_events_are_kept(
+    settings: Settings, base: Dataset
+) -> None:
+    new = Title(title_id="t9", name="Nine", year=2020, genres=("Drama",), duration_s=60.0, added_ts=NOW - HOUR)
+    other = Title(title_id="t1", name="One, mended", genres=("War",))
+    put_titles(settings, "mine", [new, other])
+    log(settings, play("n0", NOW, title="t9"))
+    taken = take_snapshot(settings, "mine", now_ms=NOW)
+    assert [event.event_id for event in taken.events()] == ["e0", "e1", "n0"]
+    titles = {title.title_id: title for title in taken.titles()}
+    assert titles.keys() == {"t0", "t1", "t9"}
+    assert (titles["t9"], titles["t1"]) == (new, other)
+    assert "2 titles were put beside mine while it was served." in taken.notes
+    assert check_data(taken, None, now_ms=NOW).ok
 
 
 def test_without_a_store_the_known_part_is_taken(settings: Settings, base: Dataset) -> None:

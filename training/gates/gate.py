@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from features.settings import Settings
-from serve.artifacts import Artifact, read_artifact, read_champion
+from serve.artifacts import Artifact, read_artifact
 from serve.errors import InvalidInput, NotFound
+from serve.rollout.standing import find_champion
 from training.datasets.dataset import Dataset, open_dataset
 from training.gates.report import write_report
 from training.gates.verdict import Verdict
@@ -40,7 +41,7 @@ def gate(
         dataset: of `recommend`: events up to now; None: the data set that the candidate's lineage names. Others
             generate what they are asked with.
         cut_ms: of `recommend`: starts from then on (UTC ms) are held out; None: after both versions' newest event.
-        against: the version to compare with; None: the champion.
+        against: the version to compare with; None: the one that answers (serve.rollout.standing).
 
     Returns:
         The verdict; `passed` says whether the candidate may go on.
@@ -86,13 +87,13 @@ def _version(settings: Settings, model: str, version: str) -> Artifact:
 def _champion(settings: Settings, model: str, against: str | None) -> Artifact:
     if against is not None:
         return _version(settings, model, against)
-    folder = read_champion(settings.models, model)
-    if folder is None:
+    version = find_champion(settings, model)
+    if version is None:
         raise NotFound(
             field="champion", got="no champion", expected="a live version to compare with",
             next_step=f"Train the first one with `playhead train {model}`, or name a version with --against.",
         )  # fmt: skip
-    return read_artifact(folder)
+    return _version(settings, model, version)
 
 
 def _dataset(candidate: Artifact, settings: Settings) -> Dataset:

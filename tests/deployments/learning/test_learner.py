@@ -14,7 +14,7 @@ from deployments.learning.learner import ATTEMPTS, REFUSED, Learner
 from deployments.learning.policy import LearningPolicy, Trigger
 from features.settings import Settings
 from features.stream import STREAM
-from serve.learning import state_key
+from serve.learning import STEPS, load_steps, state_key
 from serve.rollout.board import plan_key
 from serve.rollout.plans import RolloutPlan
 
@@ -120,16 +120,52 @@ def test_an_update_that_failed_is_not_tried_again_at_once(bench: Bench) -> None:
     assert len(bench.started) == 1
 
 
-def test_an_update_whose_process_dies_is_taken_up_under_its_name_and_given_up_in_the_end(bench: Bench) -> None:
+@pytest.mark.parametrize("status", [-9 % 256, 1], ids=["killed", "what nobody foresaw"])
+def test_an_update_whose_process_dies_is_taken_up_under_its_name_and_given_up_in_the_end(
+    bench: Bench, status: int
+) -> None:
     learner = bench.learner()
     learner.turn()
     bench.events(10)
     for attempt in range(1, ATTEMPTS + 1):
         bench.turn_until(learner, lambda attempt=attempt: len(bench.started) == attempt)
-        bench.end(1)
+        bench.end(status)
     bench.turn_until(learner, lambda: bench.memory()["update"] == "")
     assert len(set(bench.started)) == 1
     assert bench.memory()["failed"] is True
+    (told,) = load_steps(bench.store.xrange(STEPS))
+    assert (told.update, told.name, told.moment) == (bench.started[0][0], "update", "failed")
+
+
+def test_an_end_that_could_not_be_remembered_is_not_done_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = bench.learner()
+    learner.turn()
+    bench.events(10)
+    bench.turn_until(learner, lambda: len(bench.started) == 1)
+    process = learner._running[MODEL]
+    bench.end(0)
+    process.wait(20)
+    with monkeypatch.context() as patch:
+
+        def lost(*_arguments: object) -> None:
+            raise redis.ConnectionError
+
+        patch.setattr(learner._store, "set", lost)
+        with pytest.raises(redis.ConnectionError):
+            learner.turn()
+    bench.turn_until(learner, lambda: bench.memory()["update"] == "")
+    assert len(bench.started) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"trigger": {"cause": "drift", "of": "another version"}}, {"last_ms": "yesterday"}, {"update": 5}]
+)
+def test_a_memory_of_another_version_begins_anew(bench: Bench, wrong: dict[str, object]) -> None:
+    learner = bench.learner()
+    learner.turn()
+    bench.store.set(state_key(MODEL), orjson.dumps({**bench.memory(), "update": "123", **wrong}))
+    bench.turn_until(learner, lambda: bench.memory()["update"] == "")
+    assert not bench.started
 
 
 def test_another_learner_takes_up_what_went_on(bench: Bench) -> None:

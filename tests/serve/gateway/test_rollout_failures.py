@@ -18,7 +18,7 @@ from serve.arguments import Arguments
 from serve.gateway.rollouts import OPERATOR_VARIABLE
 from serve.rollout.assignment import assign
 from serve.rollout.board import load_plan, plan_key
-from serve.rollout.follower import SERVING
+from serve.rollout.standing import SERVING
 from tests.conftest import ValkeyProcess, free_port
 from tests.serve.gateway.conftest import OpenClient
 from tests.serve.gateway.test_rollouts import HEADERS, NAMES, answering, change, eventually, token, versions
