@@ -17,7 +17,7 @@ from serve.errors import ArtifactError
 from serve.histograms import add
 from serve.online import board
 from serve.online.drift import DriftWatch
-from serve.online.pages import MOST_OUTCOMES, Page, find_pages, keep_pages, page_command, page_of, slots_of
+from serve.online.pages import MOST_OUTCOMES, Page, find_pages, keep_pages, page_command, page_of, slots_of, version_of
 from serve.online.reference import Grounds, Play, read_grounds
 from serve.online.tallies import BUCKET_MS, CUTOFF, WINDOWS_S, Bucket, VersionTally
 from serve.rollout.exposures import FINISHED, PLAYED, SHOWN, THUMBS_DOWN, THUMBS_UP
@@ -81,9 +81,8 @@ class OnlineMeter:
             closes: called before each entry with its bucket; it closes those before.
         """
         asked = [one["request_id"] for _, one in entries if one["kind"] != SHOWN]
-        keep_pages(store, {
-            one["request_id"]: page_of(one) for _, one in entries if one["kind"] == SHOWN and _version(one) is not None
-        })  # fmt: skip
+        shown = (one for _, one in entries if one["kind"] == SHOWN and version_of(one) is not None)
+        keep_pages(store, {one["request_id"]: page_of(one) for one in shown})
         pages = find_pages(store, (request for request in asked if request not in self._pending))
         for at, one in entries:
             closes(at)
@@ -147,7 +146,7 @@ class OnlineMeter:
         return written
 
     def _show(self, at: int, one: Exposure) -> None:
-        version = _version(one)
+        version = version_of(one)
         if version is None:
             return
         tally = self._tally(one["model"], version)
@@ -277,9 +276,3 @@ class OnlineMeter:
 
 def _named(state: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return [(name, known) for name, known in state.items() if isinstance(known, dict)]
-
-
-def _version(one: Exposure) -> str | None:
-    """The version that a page counts for: the one that made it, or should have."""
-    version = one["version"] or one["assigned"]
-    return version if isinstance(version, str) and isinstance(one["model"], str) else None

@@ -243,3 +243,11 @@ def test_a_change_of_taste_drifts_and_another_champion_begins_anew(clock: Clock)
     told = read_drift(clock.store, "recommend")
     assert (told["version"], told["status"], told["reference"]) == ("b" * 12, "steady", False)
     assert 0 < clock.store.ttl(drift_key("recommend")) <= 600
+
+
+def test_a_page_that_no_model_made_counts_for_whom_it_was_assigned_to(clock: Clock) -> None:
+    clock.page("r1", version=None, assigned=clock.champion, failed=True, rows=[], chances=[])
+    clock.outcome("r1", "t1")
+    clock.pass_s(12)
+    found = clock.figures()
+    assert (found["pages"], found["plays"], found["failed_share"]["value"]) == (1, 1, 1.0)
