@@ -33,6 +33,8 @@ MOST_PENDING: Final = 2_000
 _KIND: Final = "online"
 _VERSION: Final = 1
 _KEPT: Final = WINDOWS_S[-1] * 1000 // BUCKET_MS
+_READ_AGAIN: Final = 60_000 // BUCKET_MS
+"""Buckets after which versions are looked for again that were not there: they come to each machine in their time."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class OnlineMeter:
         self._folder = models
         self._models: dict[str, _Model] = {}
         self._grounds: dict[tuple[str, str], Grounds] = {}
+        self._unread: set[tuple[str, str]] = set()  # of these, those that could not be read
         self._pending: dict[str, Page] = {}
 
     @property
@@ -98,6 +101,9 @@ class OnlineMeter:
             at: the bucket.
             champions: model -> the champion, of those with a plan.
         """
+        if at % _READ_AGAIN == 0:
+            for key in self._unread:
+                self._grounds.pop(key, None)
         for name, model in list(self._models.items()):
             for version, tally in list(model.tallies.items()):
                 tally.forget(at)
@@ -107,6 +113,8 @@ class OnlineMeter:
             if champion is not None and (model.watch is None or model.watch.version != champion):
                 model.watch = DriftWatch(champion, self._grounds_of(name, champion).reference)
             elif model.watch is not None:
+                if model.watch.reference is None:
+                    model.watch.reference = self._grounds_of(name, model.watch.version).reference
                 model.watch.close(at)
             if not model.tallies:
                 del self._models[name]
@@ -234,16 +242,23 @@ class OnlineMeter:
         return tally
 
     def _grounds_of(self, name: str, version: str) -> Grounds:
-        found = self._grounds.get((name, version))
+        key = name, version
+        found = self._grounds.get(key)
         if found is None:
             try:
                 found = read_grounds(self._folder / name / version)
+                self._unread.discard(key)
             except ArtifactError as error:
-                _log.warning("online: nothing is known of %s %s, so its figures lack some: %s", name, version, error)
+                if key not in self._unread:
+                    told = "online: nothing is known of %s %s now, so its figures lack some: %s"
+                    _log.warning(told, name, version, error)
+                self._unread.add(key)
                 found = Grounds()
             while len(self._grounds) >= MOST_VERSIONS:
-                del self._grounds[next(iter(self._grounds))]
-            self._grounds[name, version] = found
+                oldest = next(iter(self._grounds))
+                del self._grounds[oldest]
+                self._unread.discard(oldest)
+            self._grounds[key] = found
         return found
 
     def state(self) -> dict[str, Any]:
