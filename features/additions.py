@@ -6,6 +6,7 @@ playhead:titles:DATASET:revision   another value with each change; gateways look
 A title of the data set's own that is put again is replaced; what is taken out is as the data set has it.
 """
 
+import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ class AddedTitles:
             StoreUnavailable: the store does not answer.
         """
         flat = await self._call(command("HGETALL", added_key(self._dataset)), deadline_s)
-        return _titles(flat[1::2])
+        return await asyncio.to_thread(_titles, flat[1::2])  # 7 ms a thousand, for which requests would wait
 
     async def close(self) -> None:
         """Close the connection."""

@@ -146,7 +146,7 @@ class LogSink:
         return len(entries)
 
     def run(self, stop: threading.Event, *, pause_s: float = 1.0) -> None:
-        """Drain until told to stop; the log's and the disk's troubles are logged and waited out.
+        """Drain until told to stop; troubles, of the log and the disk or any other, are logged and waited out.
 
         Args:
             stop: set it to end.
@@ -155,7 +155,7 @@ class LogSink:
         while not stop.is_set():
             try:
                 self.drain()
-            except (redis.RedisError, OSError, pl.exceptions.PolarsError):
+            except Exception:  # noqa: BLE001 - a sink that ended would be missed by nobody: other logs are drained on
                 _log.exception("sink of %s: round failed, will try again", self._log.name)
                 stop.wait(pause_s)
 
@@ -203,10 +203,10 @@ class LogSink:
         for position, fields in entries:
             try:
                 row = {**log.read((fields or {}).get(log.field, b"")), _POSITION: position.decode()}
-            except ValueError:
+                day = _day(row[log.time])
+            except (ValueError, OverflowError):
                 rejected.append(fields)
                 continue
-            day = _day(row[log.time])
             days.setdefault(day, {}).setdefault(row[log.key], row)
         for day, rows in days.items():
             frame = pl.DataFrame(list(rows.values()), schema={**log.schema, _POSITION: pl.String})

@@ -37,11 +37,14 @@ QUALITY_MODEL: Final = "quality"
 _DEADLINE_S: Final = 2.0
 _PAGE: Final = "recommendation_row"
 
-Text = Annotated[str, Field(min_length=1, max_length=128)]
+_PRINTED: Final = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
+"""Text without control characters but tabs and ends of lines: operators read it in terminals."""
+
+Text = Annotated[str, Field(min_length=1, max_length=128, pattern=_PRINTED)]
 VersionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 Detail = dict[
-    Annotated[str, Field(min_length=1, max_length=64)],
-    Annotated[str, Field(max_length=256)]
+    Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTED)],
+    Annotated[str, Field(max_length=256, pattern=_PRINTED)]
     | bool
     | Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]
     | Annotated[float, Field(allow_inf_nan=False)],
@@ -89,7 +92,7 @@ class FeedbackBody(BaseModel):
     row: Text | None = None
     title_id: Identifier | None = None
     verdict: Verdict
-    reason: Annotated[str, Field(max_length=1000)] = ""
+    reason: Annotated[str, Field(max_length=1000, pattern=_PRINTED)] = ""
     reporter: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
     version: VersionName | None = None
     detail: Annotated[Detail, Field(max_length=16)] = {}

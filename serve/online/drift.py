@@ -74,11 +74,15 @@ class DriftWatch:
     Args:
         version: the champion.
         reference: what it learned from; None: only means are watched.
+
+    Attributes:
+        version: as given.
+        reference: likewise; may be given later.
     """
 
     def __init__(self, version: str, reference: Reference | None) -> None:
         self.version = version
-        self._reference = reference
+        self.reference = reference
         self._buckets: dict[int, dict[str, Counter[str]]] = {}
         self._hours: dict[int, int] = {}  # hour since the epoch -> plays
         self._minute = 0
@@ -110,7 +114,7 @@ class DriftWatch:
             at: the bucket, counted in BUCKET_MS.
             play: the play.
         """
-        if self._reference is None:
+        if self.reference is None:
             return
         if at // _MINUTE != self._minute:
             self._minute, self._counted = at // _MINUTE, set()
@@ -119,8 +123,8 @@ class DriftWatch:
             return
         self._counted.add(profile)
         counts = self._buckets.setdefault(at, {})
-        for feature, bin_, weight in self._reference.bins(play):
-            if feature in self._reference.shares and feature != HOUR:
+        for feature, bin_, weight in self.reference.bins(play):
+            if feature in self.reference.shares and feature != HOUR:
                 counts.setdefault(feature, Counter())[bin_] += weight  # type: ignore[assignment]  # genres: parts
         self._hours[at // _HOUR] = self._hours.get(at // _HOUR, 0) + 1
 
@@ -141,9 +145,9 @@ class DriftWatch:
             del self._buckets[old]
         for old in [one for one in self._hours if one <= at // _HOUR - _DAY_H]:
             del self._hours[old]
-        if self._reference is None:
+        if self.reference is None:
             return
-        for feature, shares in self._reference.shares.items():
+        for feature, shares in self.reference.shares.items():
             self._judge(feature, self._recent(feature, at), shares, end_ms)
 
     def _recent(self, feature: str, at: int) -> Mapping[str, float]:
@@ -192,7 +196,7 @@ class DriftWatch:
         """
         signals = []
         for feature in FEATURES:
-            if self._reference is None or feature not in self._reference.shares:
+            if self.reference is None or feature not in self.reference.shares:
                 continue
             index, plays = self._values.get(feature, (None, 0.0))
             since = self._since.get(feature)
@@ -210,7 +214,7 @@ class DriftWatch:
             })  # fmt: skip
         since_ts = min((one["since_ts"] for one in signals if one["since_ts"] is not None), default=None)
         return {
-            "ts": (at + 1) * BUCKET_MS, "version": self.version, "reference": self._reference is not None,
+            "ts": (at + 1) * BUCKET_MS, "version": self.version, "reference": self.reference is not None,
             "status": STEADY if since_ts is None else DRIFTING, "since_ts": since_ts, "signals": signals,
         }  # fmt: skip
 

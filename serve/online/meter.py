@@ -17,7 +17,7 @@ from serve.errors import ArtifactError
 from serve.histograms import add
 from serve.online import board
 from serve.online.drift import DriftWatch
-from serve.online.pages import MOST_OUTCOMES, Page, find_pages, keep_pages, page_command, page_of, slots_of
+from serve.online.pages import MOST_OUTCOMES, Page, find_pages, keep_pages, page_command, page_of, slots_of, version_of
 from serve.online.reference import Grounds, Play, read_grounds
 from serve.online.tallies import BUCKET_MS, CUTOFF, WINDOWS_S, Bucket, VersionTally
 from serve.rollout.exposures import FINISHED, PLAYED, SHOWN, THUMBS_DOWN, THUMBS_UP
@@ -33,6 +33,8 @@ MOST_PENDING: Final = 2_000
 _KIND: Final = "online"
 _VERSION: Final = 1
 _KEPT: Final = WINDOWS_S[-1] * 1000 // BUCKET_MS
+_READ_AGAIN: Final = 60_000 // BUCKET_MS
+"""Buckets after which versions are looked for again that were not there: they come to each machine in their time."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class OnlineMeter:
         self._folder = models
         self._models: dict[str, _Model] = {}
         self._grounds: dict[tuple[str, str], Grounds] = {}
+        self._unread: set[tuple[str, str]] = set()  # of these, those that could not be read
         self._pending: dict[str, Page] = {}
 
     @property
@@ -81,9 +84,8 @@ class OnlineMeter:
             closes: called before each entry with its bucket; it closes those before.
         """
         asked = [one["request_id"] for _, one in entries if one["kind"] != SHOWN]
-        keep_pages(store, {
-            one["request_id"]: page_of(one) for _, one in entries if one["kind"] == SHOWN and _version(one) is not None
-        })  # fmt: skip
+        shown = (one for _, one in entries if one["kind"] == SHOWN and version_of(one) is not None)
+        keep_pages(store, {one["request_id"]: page_of(one) for one in shown})
         pages = find_pages(store, (request for request in asked if request not in self._pending))
         for at, one in entries:
             closes(at)
@@ -99,6 +101,9 @@ class OnlineMeter:
             at: the bucket.
             champions: model -> the champion, of those with a plan.
         """
+        if at % _READ_AGAIN == 0:
+            for key in self._unread:
+                self._grounds.pop(key, None)
         for name, model in list(self._models.items()):
             for version, tally in list(model.tallies.items()):
                 tally.forget(at)
@@ -108,6 +113,8 @@ class OnlineMeter:
             if champion is not None and (model.watch is None or model.watch.version != champion):
                 model.watch = DriftWatch(champion, self._grounds_of(name, champion).reference)
             elif model.watch is not None:
+                if model.watch.reference is None:
+                    model.watch.reference = self._grounds_of(name, model.watch.version).reference
                 model.watch.close(at)
             if not model.tallies:
                 del self._models[name]
@@ -147,7 +154,7 @@ class OnlineMeter:
         return written
 
     def _show(self, at: int, one: Exposure) -> None:
-        version = _version(one)
+        version = version_of(one)
         if version is None:
             return
         tally = self._tally(one["model"], version)
@@ -235,16 +242,23 @@ class OnlineMeter:
         return tally
 
     def _grounds_of(self, name: str, version: str) -> Grounds:
-        found = self._grounds.get((name, version))
+        key = name, version
+        found = self._grounds.get(key)
         if found is None:
             try:
                 found = read_grounds(self._folder / name / version)
+                self._unread.discard(key)
             except ArtifactError as error:
-                _log.warning("online: nothing is known of %s %s, so its figures lack some: %s", name, version, error)
+                if key not in self._unread:
+                    told = "online: nothing is known of %s %s now, so its figures lack some: %s"
+                    _log.warning(told, name, version, error)
+                self._unread.add(key)
                 found = Grounds()
             while len(self._grounds) >= MOST_VERSIONS:
-                del self._grounds[next(iter(self._grounds))]
-            self._grounds[name, version] = found
+                oldest = next(iter(self._grounds))
+                del self._grounds[oldest]
+                self._unread.discard(oldest)
+            self._grounds[key] = found
         return found
 
     def state(self) -> dict[str, Any]:
@@ -277,9 +291,3 @@ class OnlineMeter:
 
 def _named(state: Mapping[str, Any]) -> Iterable[tuple[str, Mapping[str, Any]]]:
     return [(name, known) for name, known in state.items() if isinstance(known, dict)]
-
-
-def _version(one: Exposure) -> str | None:
-    """The version that a page counts for: the one that made it, or should have."""
-    version = one["version"] or one["assigned"]
-    return version if isinstance(version, str) and isinstance(one["model"], str) else None

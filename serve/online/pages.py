@@ -25,12 +25,18 @@ _UNRANKED: Final = frozenset({"continue_watching", "my_list"})
 
 Page = dict[str, Any]
 """`model`, `version`, `titles` (first ten that were ranked), `chances` (of these), `visits`, `gap_s`, `device`,
-`region`, `champion` (whether the champion made it for one of its own), `seen` (outcomes that were counted)."""
+`region`, `seen` (outcomes that were counted)."""
 
 
 def page_key(request_id: str) -> str:
     """Key of a page."""
     return f"playhead:online:page:{request_id}"
+
+
+def version_of(exposure: Mapping[str, Any]) -> str | None:
+    """The version that a page counts for: the one that made it, or should have; None: nobody's, and nothing counts."""
+    version = exposure["version"] or exposure["assigned"]
+    return version if version and exposure["model"] else None
 
 
 def page_of(exposure: Mapping[str, Any]) -> Page:
@@ -43,10 +49,9 @@ def page_of(exposure: Mapping[str, Any]) -> Page:
             if row not in _UNRANKED and len(ranked) < CUTOFF:
                 ranked.append((title_id, chance))
     return {
-        "model": exposure["model"], "version": exposure["version"], "titles": [one[0] for one in ranked],
+        "model": exposure["model"], "version": version_of(exposure), "titles": [one[0] for one in ranked],
         "chances": [one[1] for one in ranked], "visits": exposure.get("visits"), "gap_s": exposure.get("gap_s"),
         "device": exposure.get("device") or "", "region": exposure.get("region") or "", "seen": [],
-        "champion": not exposure.get("challenged"),
     }  # fmt: skip
 
 

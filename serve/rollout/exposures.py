@@ -14,9 +14,10 @@ newer ones came: whoever decides rollouts, whoever measures online, and the sink
 import asyncio
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
+from types import NoneType
 from typing import Any, Final
 
 import hiredis
@@ -185,26 +186,57 @@ _SCHEMA: Final[Mapping[str, Any]] = {
 
 _UNSAID: Final = dict.fromkeys(_SCHEMA) | {"failed": False, "degraded": False, "challenged": False, "propensity": 1.0}
 
+_TYPES: Final[Mapping[Any, frozenset[type]]] = {
+    pl.String: frozenset({str}), pl.Boolean: frozenset({bool}), pl.Int64: frozenset({int}),
+    pl.Float64: frozenset({int, float}),
+}  # fmt: skip
+_SAID: Final = frozenset({"kind", "ts", "request_id", "profile_id", "challenged", "propensity", "failed", "degraded"})
+_LATEST_MS: Final = 253_402_300_799_999
+"""Of year 9999."""
+
+
+def _is_rows(value: Any) -> bool:
+    pairs = [one for one in value if type(one) is list and list(map(type, one)) == [str, list]]
+    return len(pairs) == len(value) and {type(title) for _, titles in pairs for title in titles} <= {str}
+
+
+def _is_chances(value: Any) -> bool:
+    return {*map(type, value)} <= {int, float, NoneType}
+
+
+def _is_slots(value: Any) -> bool:
+    return all(type(one) is list and list(map(type, one)) in ([str, float], [str, int]) for one in value)
+
+
+_LISTS: Final[Mapping[str, Callable[[Any], bool]]] = {"rows": _is_rows, "chances": _is_chances, "slots": _is_slots}
+_KINDS: Final[Mapping[str, frozenset[type]]] = {
+    name: (frozenset({list}) if name in _LISTS else _TYPES[kind]) | (frozenset() if name in _SAID else {NoneType})
+    for name, kind in _SCHEMA.items()
+}
+
 
 def read_exposure(dumped: bytes) -> dict[str, Any]:
     """An entry of the log; what it does not say is None, or as it is without a rollout.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or a value is of another kind: whoever reads need not look at kinds again.
     """
-    document = orjson.loads(dumped)
-    kinds = {"ts": int, "request_id": str, "profile_id": str, "kind": str}
-    wrong = [
-        name for name, kind in kinds.items() if not isinstance(document, dict) or type(document.get(name)) is not kind
-    ]
+    told = orjson.loads(dumped)
+    if type(told) is not dict:
+        raise ValueError("no exposure: expected an object")
+    document = {**_UNSAID, **told}
+    wrong = [name for name, kinds in _KINDS.items() if type(document[name]) not in kinds]
+    if not wrong:
+        wrong = [name for name, holds in _LISTS.items() if document[name] is not None and not holds(document[name])]
+        wrong += [] if 0 <= document["ts"] <= _LATEST_MS else ["ts"]
     if wrong:
         raise ValueError(f"no exposure: {', '.join(wrong)}")
-    return {**_UNSAID, **document}
+    return document
 
 
 def _read_row(dumped: bytes) -> dict[str, Any]:
     document = read_exposure(dumped)
-    lists = {name: json.dumps(document.get(name)) for name in ("rows", "chances")}
+    lists = {name: json.dumps(document[name]) for name in ("rows", "chances")}
     slots = document["slots"]
     return {name: document[name] for name in _SCHEMA} | lists | {"slots": None if slots is None else json.dumps(slots)}
 

@@ -5,7 +5,9 @@ twice, and nothing is missed. Any number of replicas may run; roles (`serve.watc
 """
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -26,6 +28,8 @@ from serve.watchtower.roles.vitals import VitalsRole
 
 _STEP_PAUSE_S: Final = 0.1
 _TROUBLE_PAUSE_S: Final = 1.0
+_FAILED_PAUSE_S: Final = 5.0
+"""Before a role whose step raised is restored."""
 
 _Factory = Callable[[Lease, str], Role]
 """Restores a role, given its lease and its number (empty where it has none)."""
@@ -56,6 +60,7 @@ class WatchtowerReplica:
             board.ONLINE_ROLE: lambda lease, _: OnlineRole(store, leases, lease, settings),
         }
         self._roles: dict[Lease, Role] = {}
+        self._failed_s: dict[str, float] = {}  # role -> when its step raised
 
     def run(self, stop: threading.Event) -> None:
         """Work until told to stop; the store's troubles are logged and waited out."""
@@ -77,14 +82,21 @@ class WatchtowerReplica:
         self._store.close()
 
     def turn(self) -> bool:
-        """Give each role one step; whether any had something to do."""
+        """Give each role one step; whether any had something to do.
+
+        A role whose step raises is restored from its checkpoint a while later; the others go on meanwhile.
+
+        Raises:
+            redis.RedisError: the store does not answer.
+            OSError: likewise.
+        """
         self.leases.tick()
         held = dict(self.leases.held)
         self._roles = {lease: role for lease, role in self._roles.items() if held.get(lease.role) == lease}
         busy = False
         for name in sorted(held):
             lease = held[name]
-            if self.leases.held.get(name) != lease:
+            if self.leases.held.get(name) != lease or self._is_paused(name):
                 continue
             try:
                 role = self._roles.get(lease) or self._restore(lease)
@@ -92,8 +104,18 @@ class WatchtowerReplica:
             except LeaseLost:
                 _log.warning("watchtower: role %s is another replica's now", name)
                 self._roles.pop(lease, None)
+            except (redis.RedisError, OSError):
+                raise
+            except Exception:  # noqa: BLE001 - one entry that a role cannot take must not stop all of them
+                _log.exception("watchtower: role %s failed, and is restored in %g s", name, _FAILED_PAUSE_S)
+                self._roles.pop(lease, None)
+                self._failed_s[name] = time.monotonic()
             self.leases.tick()
         return busy
+
+    def _is_paused(self, name: str) -> bool:
+        """Whether a role's step raised a moment ago."""
+        return time.monotonic() - self._failed_s.get(name, -math.inf) < _FAILED_PAUSE_S
 
     def _restore(self, lease: Lease) -> Role:
         kind, _, number = lease.role.partition(":")

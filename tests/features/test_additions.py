@@ -1,5 +1,6 @@
 """Titles beside a data set: put, replaced, taken out, bounded; and what a reader sees of it."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import redis
 from features.additions import AddedTitles, added_key, put_titles, read_added, remove_titles, revision_key
 from features.errors import CorruptRecord, InvalidBatch, StoreUnavailable
 from features.settings import Settings
+from features.titles import Title
 from tests.conftest import ValkeyProcess
 from tests.serve.conftest import make_title
 from training.datasets.additions import read_titles
@@ -33,6 +35,24 @@ async def test_a_reader_sees_each_change(settings: Settings, store: redis.Redis)
     with pytest.raises(CorruptRecord):
         await reader.read()
     await reader.close()
+
+
+async def test_many_titles_are_parsed_off_the_event_loop(
+    settings: Settings, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_titles(settings, "small", [make_title(901)])
+    parse, threads = Title.model_validate_json, set[int]()
+
+    def seen(dumped: bytes) -> Title:
+        threads.add(threading.get_ident())
+        return parse(dumped)
+
+    monkeypatch.setattr(Title, "model_validate_json", seen)
+    reader = AddedTitles(settings, "small")
+    assert await reader.read() == [make_title(901)]
+    await reader.close()
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_there_may_be_so_many(settings: Settings, store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,40 @@ sink.run(threading.Event())
 """
 
 
+def test_no_trouble_ends_a_sink(settings, tmp_path, client, caplog):
+    write(settings, [an_event(0)])
+    troubles = iter([TypeError("no event of this release")])
+
+    def read(dumped):
+        for trouble in troubles:
+            raise trouble
+        return EVENTS.read(dumped)
+
+    with a_sink(settings, tmp_path / "log", log=replace(EVENTS, read=read)) as sink:
+        stop = threading.Event()
+        thread = threading.Thread(target=sink.run, args=(stop,), kwargs={"pause_s": 0.01})
+        thread.start()
+        try:
+            wait_until(lambda: read_log(tmp_path / "log").height == 1)
+        finally:
+            stop.set()
+            thread.join(timeout=20)
+    assert "no event of this release" in caplog.text
+
+
+def test_a_time_that_is_no_day_is_set_aside(settings, tmp_path, client):
+    write(settings, [an_event(0), an_event(1)])
+
+    def read(dumped):
+        row = EVENTS.read(dumped)
+        return row | {"ts": 1 << 60} if row["event_id"] == "e0" else row
+
+    with a_sink(settings, tmp_path / "log", log=replace(EVENTS, read=read)) as sink:
+        assert sink.drain() == 2
+    assert read_log(tmp_path / "log")["event_id"].to_list() == ["e1"]
+    assert len((tmp_path / "log" / "rejected.txt").read_text().splitlines()) == 1
+
+
 def test_sinks_killed_again_and_again_lose_nothing(settings, tmp_path, client):
     folder = tmp_path / "log"
     events = [an_event(i, ts=START + i * 7_200_000) for i in range(1200)]

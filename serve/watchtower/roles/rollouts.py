@@ -9,7 +9,7 @@ Watchtower's word alone, and promoted by people.
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import orjson
@@ -20,7 +20,7 @@ from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.plans import RolloutPlan, next_stage
 from serve.rollout.session_log import SessionLog
 from serve.rollout.session_trials import KIND as SESSION_KIND
-from serve.rollout.session_trials import SessionTrial
+from serve.rollout.session_trials import SESSION_LIMITS, SessionTrial
 from serve.rollout.trials import STATUS_TTL_S, Trial
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
@@ -46,8 +46,8 @@ class RolloutRole:
         store: where plans and exposures are.
         leases: of the replica.
         lease: of this role.
-        limits: what a rollout of pages may cost; None: as it is set.
-        session_limits: what one of a bitrate policy may; None: as it is set.
+        limits: what a rollout of pages may cost; None: as by default.
+        session_limits: what one of a bitrate policy may; None: as by default, but a stage lasts as long as of pages.
         policies: models that are judged by what became of sessions.
     """
 
@@ -63,8 +63,8 @@ class RolloutRole:
         self._store = store
         self._leases = leases
         self._lease = lease
-        self._limits = limits
-        self._session_limits = session_limits
+        self._limits = limits or Limits()
+        self._session_limits = session_limits or replace(SESSION_LIMITS, least_s=self._limits.least_s)
         self._policies = policies
         self._trials: dict[str, Trial | SessionTrial] = {}
         self._looked_ms = store_ms(store)

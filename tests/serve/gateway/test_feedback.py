@@ -66,7 +66,7 @@ async def test_a_judged_page_is_stored_once_with_its_version_and_becomes_labels(
     }  # fmt: skip
     again = await give(client, **said)
     assert (again["accepted"], again["feedback_id"], again["version"]) == (False, first["feedback_id"], version)
-    one = await give(client, **said, title_id=top["items"][1]["title_id"], verdict="good", reason="fits")
+    one = await give(client, **said, title_id=top["items"][1]["title_id"], verdict="good", reason="fits:\n\tüber")
     refused = await give(client, 422, **said, version="0" * 12)
     assert refused["errors"][0]["field"] == "version"
     assert version in refused["errors"][0]["expected"]
@@ -143,6 +143,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"detail": {"x": 1e400}}, "detail.x"),
     ({"detail": None}, "detail"),
     ({"version": " "}, "version"),
+    ({"reason": "\x1b]0;another title\x07"}, "reason"),
+    ({"detail": {"x": "\x9b2J"}}, "detail.x"),
     ({"stars": 5}, "stars"),
 ]
 

@@ -62,7 +62,7 @@ def test_a_replica_that_is_killed_while_it_loads_answers_by_the_plan_again(
     gate = tmp_path / "gate"
     serving = arguments.settings().models / "recommend" / SERVING
     with replica(arguments, second, gate) as (url, process):
-        body = {"version": second, "share": 1}
+        body = {"version": second, "share": 1, "force": True}
         assert httpx.post(f"{url}/v1/models/recommend/promote", json=body, headers=HEADERS, timeout=10).is_success
         deadline = time.monotonic() + 20
         while not gate.exists():

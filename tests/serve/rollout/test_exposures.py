@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import orjson
 import polars as pl
 import pytest
 import redis
@@ -87,8 +88,23 @@ async def test_a_store_that_is_down_costs_no_answer_and_is_counted(valkey_proces
     await writer.close()
 
 
-@pytest.mark.parametrize("rubbish", [b"{", b"[]", b'{"ts": "now"}', b'{"ts": 1, "request_id": "r", "kind": "shown"}'])
+PLAIN = {"kind": SHOWN, "ts": T0, "request_id": "r", "profile_id": "p"}
+OTHER: list[dict[str, Any]] = [
+    {"rank": "1"}, {"seconds": "0.1"}, {"rows": [["top", "t1"]]}, {"rows": [["top", [1]]]}, {"rows": [["top"]]},
+    {"rows": 7}, {"chances": ["0.5"]}, {"slots": [["t1"]]}, {"slots": [7]}, {"propensity": None}, {"failed": 1},
+    {"title_id": 5}, {"version": 3}, {"visits": 1.5}, {"ts": 1 << 60}, {"ts": True}, {"ts": -1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"{", b"[]", b'{"ts": "now"}', b'{"ts": 1, "request_id": "r", "kind": "shown"}',
+        *(orjson.dumps(PLAIN | one) for one in OTHER),
+    ],
+)  # fmt: skip
 def test_what_is_no_exposure_is_refused(rubbish: bytes) -> None:
+    assert read_exposure(orjson.dumps(PLAIN))["propensity"] == 1.0
     with pytest.raises(ValueError):
         read_exposure(rubbish)
 

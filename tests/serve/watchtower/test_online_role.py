@@ -243,3 +243,27 @@ def test_a_change_of_taste_drifts_and_another_champion_begins_anew(clock: Clock)
     told = read_drift(clock.store, "recommend")
     assert (told["version"], told["status"], told["reference"]) == ("b" * 12, "steady", False)
     assert 0 < clock.store.ttl(drift_key("recommend")) <= 600
+
+
+def test_a_page_that_no_model_made_counts_for_whom_it_was_assigned_to(clock: Clock) -> None:
+    clock.page("r1", version=None, assigned=clock.champion, failed=True, rows=[], chances=[])
+    clock.outcome("r1", "t1")
+    clock.pass_s(12)
+    found = clock.figures()
+    assert (found["pages"], found["plays"], found["failed_share"]["value"]) == (1, 1, 1.0)
+
+
+def test_a_champion_that_comes_to_this_machine_later_gets_its_reference(clock: Clock, caplog: Any) -> None:
+    folder = clock.settings.models / "recommend" / clock.champion
+    away = folder.rename(folder.with_name("away"))
+    clock.page("r1")
+    clock.pass_s(90)
+    told = read_drift(clock.store, "recommend")
+    assert (told["version"], told["reference"]) == (clock.champion, False)
+    assert clock.figures()["coverage"] is None
+    assert caplog.text.count("figures lack some") == 1
+    away.rename(folder)
+    clock.pass_s(70)
+    told = read_drift(clock.store, "recommend")
+    assert (told["version"], told["reference"]) == (clock.champion, True)
+    assert clock.figures()["coverage"] == 1.0

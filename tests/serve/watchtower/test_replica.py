@@ -161,3 +161,21 @@ def test_checkpoints_that_cannot_be_read_begin_anew(
     assert [(one.outage_id, one.state) for one in outages(store)] == [("lost", "closed")], "nobody watches it any more"
     head = orjson.loads(store.hget(board.state_key(board.session_roles()[0]), "head"))
     assert head["format"] == SESSIONS_FORMAT
+
+
+def test_a_role_that_raises_stops_no_other_and_goes_on_once_it_can(
+    store: redis.Redis, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = WatchtowerReplica(settings, "only")
+    with monkeypatch.context() as broken:
+        broken.setattr("serve.watchtower.roles.rollouts.RolloutRole.step", lambda _: 1 / 0)
+        replica.turn()
+        replica.turn()
+    assert caplog.text.count("role rollouts failed") == 1, "it waits"
+    assert caplog.text.count("ZeroDivisionError") >= 1
+    states = {lease.role for lease in replica._roles}
+    assert states == set(replica.leases.held) - {board.ROLLOUT_ROLE}
+    replica._failed_s[board.ROLLOUT_ROLE] -= 6
+    replica.turn()
+    assert {lease.role for lease in replica._roles} == set(replica.leases.held)
+    replica.leases.close()

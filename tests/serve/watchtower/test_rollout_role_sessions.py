@@ -14,7 +14,7 @@ from serve.rollout import board as rollouts
 from serve.rollout.asked import FIELD as ASKED_FIELD
 from serve.rollout.asked import STREAM as ASKED
 from serve.rollout.assignment import assign
-from serve.rollout.decisions import Limits
+from serve.rollout.decisions import LEAST_VARIABLE, Limits
 from serve.rollout.plans import RolloutPlan
 from serve.rollout.session_log import GROUP
 from serve.rollout.session_trials import SESSION_LIMITS
@@ -122,6 +122,15 @@ def test_one_that_is_as_good_goes_on_to_the_next_stage(clock: Clock) -> None:
     clock.second()
     assert clock.role._trials["bitrate"] is not usual
     assert clock.role._trials["bitrate"].usual.limit("vmaf") is not None, "what was learned goes along"  # type: ignore[union-attr]
+
+
+def test_a_stage_lasts_as_long_as_is_set_for_pages(clock: Clock) -> None:
+    limits = Limits.from_env({LEAST_VARIABLE: "7"})
+    clock.role = RolloutRole(clock.store, clock.leases, clock.leases.held[ROLLOUT_ROLE], limits)
+    begin(clock, 0.5)
+    clock.second(count=10)
+    trial = clock.role._trials["bitrate"]
+    assert (trial.judge.limits.least_s, trial.judge.limits.kept) == (7.0, SESSION_LIMITS.kept)
 
 
 def test_what_a_rollout_waits_for_is_told(clock: Clock) -> None:
