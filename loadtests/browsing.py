@@ -23,7 +23,7 @@ from serve.errors import InvalidInput
 
 MOST_IN_FLIGHT: Final = 256
 
-_EXAMINED: Final = 0.88
+_EXAMINED: Final = 0.78
 """A viewer who has looked at a title without liking it looks at the next with this probability (cascade model, Craswell
 et al. 2008)."""
 

@@ -31,9 +31,6 @@ MODELS: Final = ("recommend",)
 """Models that learn from watch events. Others are trained on material of their own, when somebody asks for it."""
 
 ROLE: Final = "learner"
-REFUSED: Final = 4
-"""Status of an update of which a step failed and said why: to try it again would end the same."""
-
 ATTEMPTS: Final = 3
 """How often an update is tried whose process ends without a word."""
 
