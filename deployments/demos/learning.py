@@ -30,10 +30,11 @@ from deployments.demos.chart import Mark, render
 from deployments.demos.poison import swap_vocabulary
 from deployments.local import StackOptions
 from deployments.progress import Reporter, phase
+from deployments.state import RunFolder, StackLock, already_up
 from deployments.service import ask
 from features.settings import Settings
 from loadtests.browsing import Browsing, BrowsingSettings, Viewers, Visit
-from serve.artifacts import read_artifact, read_champion, set_champion
+from serve.artifacts import CHAMPION, read_artifact, read_champion, set_champion
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
 from serve.online.board import LEARNABLE
@@ -178,6 +179,7 @@ class Service:
 
 def _prepare(demo: LearningDemo, settings: Settings, own: Settings, reporter: Reporter) -> Dataset:
     """The audience's past, the model that learned from it, and a bitrate policy, where they are missing."""
+    _begin_anew(own)
     path = own.datasets / DATA
     if not path.is_dir():
         prepare_synthetic(
@@ -200,6 +202,24 @@ def _prepare(demo: LearningDemo, settings: Settings, own: Settings, reporter: Re
     if read_champion(own.models, BITRATE) is None:
         train_and_settle(BITRATE, own, reporter, rounds=0, tracked=False)
     return dataset
+
+
+def _begin_anew(own: Settings) -> None:
+    """Forget what an earlier run did, but for the audience's past and the first champion.
+
+    Raises:
+        StackError: a demo runs in that folder.
+    """
+    holder = StackLock(RunFolder(own.home)).holder()
+    if holder is not None:
+        raise already_up(holder)
+    first = read_champion(own.models, MODEL)
+    kept = {own.datasets, own.models, own.datasets / DATA, own.models / BITRATE, own.models / MODEL}
+    kept |= set() if first is None else {first, first.parent / CHAMPION}
+    for folder in (own.home, own.datasets, own.models, own.models / MODEL):
+        for path in folder.glob("*") if folder.is_dir() else ():
+            if path not in kept:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def viewers_of(dataset: Dataset) -> Viewers:
