@@ -30,8 +30,8 @@ from deployments.demos.chart import Mark, render
 from deployments.demos.poison import swap_vocabulary
 from deployments.local import StackOptions
 from deployments.progress import Reporter, phase
-from deployments.state import RunFolder, StackLock, already_up
 from deployments.service import ask
+from deployments.state import RunFolder, StackLock, already_up
 from features.settings import Settings
 from loadtests.browsing import Browsing, BrowsingSettings, Viewers, Visit
 from serve.artifacts import CHAMPION, read_artifact, read_champion, set_champion
@@ -181,11 +181,13 @@ def _prepare(demo: LearningDemo, settings: Settings, own: Settings, reporter: Re
     """The audience's past, the model that learned from it, and a bitrate policy, where they are missing."""
     _begin_anew(own)
     path = own.datasets / DATA
+    sizes = {"profiles": demo.profiles, "titles": demo.titles, "events": demo.events, "seed": demo.seed}
+    told = " ".join(f"{name}={size}" for name, size in sizes.items())
+    if path.is_dir() and told not in open_dataset(path).source:
+        shutil.rmtree(path)
+        shutil.rmtree(own.models / MODEL, ignore_errors=True)
     if not path.is_dir():
-        prepare_synthetic(
-            path, profiles=demo.profiles, titles=demo.titles, events=demo.events, seed=demo.seed,
-            as_of_ms=int(time.time() * 1000),
-        )  # fmt: skip
+        prepare_synthetic(path, **sizes, as_of_ms=int(time.time() * 1000))
     policy = settings.models / BITRATE
     if policy.is_dir() and not (own.models / BITRATE).is_dir():
         shutil.copytree(policy, own.models / BITRATE)
