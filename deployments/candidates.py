@@ -22,7 +22,7 @@ from deployments.progress import Moment, Notice, Reporter, phase
 from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, ray_place
 from deployments.state import RunFolder, store_url
 from features.settings import Settings
-from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
+from serve.artifacts import Artifact, read_artifact, set_champion
 from serve.errors import ArtifactError, InvalidInput, PlayheadError, Unavailable
 from serve.rollout.standing import find_champion
 from training.bitrate.material import Material
@@ -155,9 +155,9 @@ def train_and_settle(
         The version, and whether it is the champion.
     """
     artifact = train_candidate(model, settings, reporter, **options)
-    if publish or read_champion(settings.models, model) is None:
+    if publish or find_champion(settings, model) is None:
         set_champion(settings.models, model, artifact.version)
-    elif find_champion(settings, model) != artifact.version:
+    if find_champion(settings, model) != artifact.version:  # such as where it was published once, and rolled back
         return artifact, False
     if options.get("tracked", True):
         with _registry_may_be_down(reporter, "the champion's alias is not set"):

@@ -122,7 +122,9 @@ def prepare_model(dataset: "Dataset", settings: Settings, reporter: Reporter) ->
     from deployments.candidates import train_and_settle  # noqa: PLC0415  (imports torch)
 
     # in this process: there is no Ray yet, and the registry is told of it with the next training
-    train_and_settle(MODEL, settings, reporter, dataset=dataset, seed=DEFAULT_SEED, resume=True, tracked=False)
+    train_and_settle(
+        MODEL, settings, reporter, publish=True, dataset=dataset, seed=DEFAULT_SEED, resume=True, tracked=False
+    )
 
 
 def prepare_policy(settings: Settings, reporter: Reporter) -> None:
@@ -139,7 +141,7 @@ def prepare_policy(settings: Settings, reporter: Reporter) -> None:
         return
     from deployments.candidates import train_and_settle  # noqa: PLC0415  (imports torch)
 
-    train_and_settle(BITRATE, settings, reporter, seed=DEFAULT_SEED, resume=True, tracked=False)
+    train_and_settle(BITRATE, settings, reporter, publish=True, seed=DEFAULT_SEED, resume=True, tracked=False)
 
 
 def has_champions(settings: Settings) -> bool:

@@ -132,6 +132,9 @@ def drift(
     as_json: Json = False,
 ) -> None:
     """How the newest plays differ from those of a data set: a report to look at (needs the extra `reports`)."""
+    from dataclasses import replace  # noqa: PLC0415
+
+    from deployments.state import store_url  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
     from features.sink import read_log  # noqa: PLC0415
     from training.datasets.dataset import open_dataset  # noqa: PLC0415
@@ -139,6 +142,7 @@ def drift(
 
     with answering(as_json=as_json) as output:
         settings = Settings.from_env()
+        settings = replace(settings, redis_url=store_url(settings))
         dataset = open_dataset(settings.datasets / reference) if reference else learned_from(settings)
         folder = Path(current) if current else settings.home / "events"
         if current and not folder.is_dir():

@@ -126,7 +126,7 @@ class Update:
 
     def _run(self) -> Artifact:
         with self._step("update", self._trigger.reason) as whole:
-            self._require_quiet()
+            self._require_quiet(self._plan())
             champion = self._champion()
             with self._step("snapshot") as told:
                 dataset, cut_ms, starts = self._snapshot(champion)
@@ -153,13 +153,12 @@ class Update:
             whole.evidence.update(version=candidate.version)
         return candidate
 
-    def _require_quiet(self) -> None:
+    def _require_quiet(self, plan: RolloutPlan) -> None:
         """See that no rollout goes on: another can't begin, and its champion may change.
 
         Raises:
             InvalidInput: one does.
         """
-        plan = self._plan()
         if plan.challenger is not None:
             raise InvalidInput(
                 field="model", got=f"a rollout of {self._model} {plan.challenger} goes on", expected="none",
@@ -218,6 +217,7 @@ class Update:
     def _begin(self, version: str, champion: str) -> str:
         """Begin the rollout, unless somebody else began one, or made another version champion, meanwhile."""
         plan = self._plan()
+        self._require_quiet(plan)
         if plan.champion != champion:
             raise InvalidInput(
                 field="champion", got=f"{plan.champion} answers now",

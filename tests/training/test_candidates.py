@@ -9,7 +9,7 @@ import torch
 
 from deployments.candidates import _register, run_as_job, train_and_settle, train_candidate
 from deployments.progress import Moment
-from serve.artifacts import read_artifact, read_champion
+from serve.artifacts import read_artifact, read_champion, set_champion
 from serve.errors import InvalidInput
 from serve.rollout.standing import SERVING
 from tests.deployments.conftest import Notices
@@ -84,6 +84,31 @@ def test_after_a_rollout_the_version_that_answers_is_the_champion(home, dataset,
     assert (warm.manifest.lineage.parent, published) == (second, False)
     assert _champion(settings, "recommend", None).version == second
     note.unlink()
+
+
+def test_a_version_becomes_champion_where_none_answers_or_where_it_is_asked_for(
+    tmp_path, notices, versions, monkeypatch
+):
+    """And is said to be only where it will answer."""
+    settings = settings_of(tmp_path)
+    folder = settings.models / "small"
+    first, second, _ = (shutil.copytree(one.path, folder / one.version) for one in versions)
+    monkeypatch.setattr("deployments.candidates.train_candidate", lambda *_, **__: read_artifact(second))
+
+    def settled(**options):
+        _, published = train_and_settle("small", settings, notices, tracked=False, **options)
+        return published, read_champion(settings.models, "small")
+
+    note = folder / SERVING
+    note.write_text(json.dumps({"champion": first.name, "taken": None}))
+    assert settled() == (False, None), "a version that was fetched answers here: to name another would publish it"
+    note.unlink()
+    assert settled() == (True, second)
+    set_champion(settings.models, "small", first.name)
+    assert settled() == (False, first)
+    assert settled(publish=True) == (True, second)
+    note.write_text(json.dumps({"champion": first.name, "taken": second.name}))
+    assert settled(publish=True) == (False, second), "it was published before, and rolled back"
 
 
 def test_earlier_versions_are_registered_with_the_next_whatever_became_of_one_of_them(tmp_path, notices, versions):

@@ -15,14 +15,16 @@ import polars as pl
 
 from features.settings import Settings
 from features.titles import Title
-from serve.artifacts import read_artifact, read_champion
+from serve.artifacts import read_artifact
 from serve.errors import InvalidInput, NotFound, Unavailable
+from serve.rollout.standing import find_champion
 from training.datasets.dataset import DESCRIPTION, Dataset, open_dataset
 from training.recommend.reference import plays_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MODEL: Final = "recommend"
 MOST_PLAYS: Final = 50_000
 """The newest plays of each log that are compared."""
 
@@ -86,8 +88,11 @@ def learned_from(settings: Settings) -> Dataset:
         NotFound: there is no champion, or its data set is not here any more.
         ArtifactError: the champion is damaged.
     """
-    champion = read_champion(settings.models, "recommend")
-    snapshot = "" if champion is None else read_artifact(champion).manifest.data_snapshot
+    champion = find_champion(settings, MODEL)
+    manifest = None if champion is None else read_artifact(settings.models / MODEL / champion).manifest
+    snapshot = (
+        "" if manifest is None else manifest.data_snapshot.partition("<")[0]
+    )  # what follows says where it was cut
     for description in sorted(settings.datasets.glob(f"*/{DESCRIPTION}")):
         if snapshot and json.loads(description.read_text(encoding="utf-8")).get("snapshot") == snapshot:
             return open_dataset(description.parent)

@@ -102,11 +102,8 @@ def train(
         InvalidInput: nobody watched three titles, the parent does not fit, or several workers without a checkpoint.
         Unavailable: workers died too often.
     """
-    played = events.filter(pl.col("kind").cast(pl.String) != EventKind.IMPRESSION)
-    vocabulary = tuple(played["title_id"].unique().sort().to_list())
-    interactions = interactions_of(played, vocabulary, "events")
     return train_on(
-        Source(interactions=interactions, events=events, titles=titles, profiles=profiles), seed=seed,
+        Source(interactions=_interactions(events), events=events, titles=titles, profiles=profiles), seed=seed,
         settings=settings, progress=progress, checkpoint=checkpoint, parent=parent, workers=workers,
     )  # fmt: skip
 
@@ -315,10 +312,22 @@ def _source(dataset: Dataset, *, until_ms: int | None, streaming: bool) -> Sourc
         interactions = stream_interactions([dataset.path / "events.parquet"], "events", until_ms=until_ms)
         return Source(interactions=interactions, events=events, titles=titles, profiles=profiles)
     loaded = events.collect()
-    played = loaded.filter(pl.col("kind").cast(pl.String) != EventKind.IMPRESSION)
-    vocabulary = played["title_id"].unique().sort().to_list()
-    interactions = interactions_of(played, vocabulary, "events")
-    return Source(interactions=interactions, events=loaded, titles=titles, profiles=profiles)
+    return Source(interactions=_interactions(loaded), events=loaded, titles=titles, profiles=profiles)
+
+
+def _interactions(events: pl.DataFrame) -> Interactions:
+    """Visits of all titles that were more than shown.
+
+    Raises:
+        InvalidInput: there are none.
+    """
+    played = events.filter(pl.col("kind").cast(pl.String) != EventKind.IMPRESSION)
+    if played.is_empty():
+        raise InvalidInput(
+            field="events", got="no event but impressions", expected="plays",
+            next_step="Bring more events, or a later time up to which they are used.",
+        )  # fmt: skip
+    return interactions_of(played, played["title_id"].unique().sort().to_list(), "events")
 
 
 def _newest(events: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:

@@ -37,7 +37,7 @@ CHUNK_S: Final = 60
 STEP_S: Final = 5
 """Seconds of a look."""
 DAY_S: Final = 7200.0
-OUTAGES: Final = 0.06
+OUTAGES: Final = 0.03
 """Probability that one begins, a chunk."""
 SAMPLED: Final = 150
 """Of a chunk's champion sessions, about how many are learned from."""
@@ -225,7 +225,7 @@ class Playback:
     def _hit(self, network: NDArray[np.int8]) -> Numbers:
         """How hard an outage hits each session, 0 to 1."""
         until_s, where, how_bad = self._outage
-        if self._at_s >= until_s and self._rng.random() < 0.03:
+        if self._at_s >= until_s and self._rng.random() < OUTAGES:
             self._outage = until_s, where, how_bad = (
                 self._at_s + float(self._rng.exponential(240.0)),
                 int(self._rng.integers(3)),

@@ -101,7 +101,12 @@ def test_a_rollout_begins_only_beside_the_champion_that_the_gate_compared_with(
         update._begin(C, A)
     assert load_plan(store.get(plan_key(MODEL))).challenger is None
     update._begin(C, B)
-    assert load_plan(store.get(plan_key(MODEL))).challenger == C
+    begun = load_plan(store.get(plan_key(MODEL)))
+    assert begun.challenger == C
+    tell_plan(store, begun.shared(0.5, 2))
+    with pytest.raises(InvalidInput, match="goes on"):
+        update._begin(C, B)
+    assert load_plan(store.get(plan_key(MODEL))).share == 0.5
 
 
 def test_while_a_rollout_goes_on_nothing_is_begun(settings: Settings, store: redis.Redis, plays: list[int]) -> None:

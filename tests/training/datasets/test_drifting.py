@@ -8,8 +8,11 @@ import polars as pl
 import pytest
 
 from features.settings import Settings
+from serve.artifacts import set_champion
 from serve.errors import InvalidInput, NotFound, Unavailable
+from tests.contracts.small_model import resealed_artifact, small_artifact
 from tests.training.recommend import audience
+from training.datasets.dataset import write_dataset
 from training.datasets.drifting import drift_report, learned_from
 
 
@@ -26,6 +29,18 @@ def test_what_differs_is_told(tmp_path):
     assert "genre" in html
     assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//[^"]+"', html) == []
     assert os.environ["DO_NOT_TRACK"]
+
+
+def test_the_data_of_a_champion_that_learned_from_a_part_of_it_is_found(tmp_path):
+    settings = Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0", feast_registry="")
+    titles = pl.DataFrame([title.model_dump() for title in audience.titles()])
+    dataset = write_dataset(settings.datasets / "mine", source="a test", events=audience.events(), titles=titles)
+    cut = {"data_snapshot": f"{dataset.snapshot}<1800000000000"}
+    champion = resealed_artifact(
+        small_artifact(), settings.models / "recommend", lambda _path, manifest: manifest.model_copy(update=cut)
+    )
+    set_champion(settings.models, "recommend", champion.version)
+    assert learned_from(settings) == dataset
 
 
 def test_too_little_and_what_is_not_there_is_said(tmp_path, monkeypatch):

@@ -179,6 +179,8 @@ def test_the_same_run_makes_the_same_version(trained):
 def test_too_little_data_is_refused(events):
     with pytest.raises(InvalidInput, match="three titles"):
         train(events.head(3), audience.titles())
+    with pytest.raises(InvalidInput, match="plays"):
+        train(events.filter(pl.col("ts") < 0), audience.titles())
 
 
 @pytest.mark.parametrize("graph", ["titles", "encoder", "ranker"])
