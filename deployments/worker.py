@@ -62,15 +62,17 @@ def watchtower(settings: Settings, stop: threading.Event) -> None:
     from serve.watchtower.replica import WatchtowerReplica  # noqa: PLC0415 - numpy, polars
     from serve.watchtower.webhook import Webhook, WebhookSettings  # noqa: PLC0415
 
-    name = replica_name()
-    hook = WebhookSettings.from_env()
+    name, limits, hook = replica_name(), Limits.from_env(), WebhookSettings.from_env()
     telling = None
     if hook is not None:
         telling = threading.Thread(target=Webhook(connect(settings), hook, name).run, args=(stop,))
         telling.start()
-    WatchtowerReplica(settings, name, Limits.from_env()).run(stop)
-    if telling is not None:
-        telling.join()
+    try:
+        WatchtowerReplica(settings, name, limits).run(stop)
+    finally:
+        stop.set()  # also where it raised: a process without its Watchtower is to end, and be started again
+        if telling is not None:
+            telling.join()
 
 
 def learn(settings: Settings, stop: threading.Event) -> None:

@@ -81,10 +81,10 @@ def put_titles(settings: Settings, dataset: str, titles: Sequence[Title]) -> Put
                     pipeline.hset(key, mapping=dict(chunk))
                 pipeline.set(revision_key(dataset), secrets.token_hex(8))
                 pipeline.hlen(key)
-                (*_, total) = pipeline.execute()
+                (*added, _, total) = pipeline.execute()
     except redis.RedisError as error:
         raise _unavailable(error) from error
-    new = int(total) - int(before)
+    new = sum(map(int, added))
     return Put(new=new, replaced=len(entries) - new, total=int(total))
 
 

@@ -7,7 +7,7 @@ for by its newest sample.
 Units: time s, bitrate and throughput kbit/s (CMCD's own are ms and kbit/s).
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -77,7 +77,7 @@ class Players:
 
     def __init__(self, limit: int = _PLAYERS) -> None:
         self._limit = limit
-        self._known: dict[str, Player] = {}
+        self._known: OrderedDict[str, Player] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -89,7 +89,7 @@ class Players:
         player = self._known.pop(session_id, None) or Player()
         self._known[session_id] = player
         if len(self._known) > self._limit:
-            del self._known[next(iter(self._known))]
+            self._known.popitem(last=False)
         return player
 
 

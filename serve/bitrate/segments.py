@@ -6,6 +6,7 @@ minute. While it does not answer, what was read before stays; what was not read 
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -50,7 +51,7 @@ class _Memory(Generic[K, V]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: dict[K, tuple[float, V | None]] = {}
+        self._kept: OrderedDict[K, tuple[float, V | None]] = OrderedDict()
 
     def get(self, key: K, now_s: float) -> tuple[bool, V | None]:
         """Whether the value is fresh, and the value."""
@@ -64,7 +65,7 @@ class _Memory(Generic[K, V]):
         self._kept.pop(key, None)
         self._kept[key] = (now_s + (_ABSENT_S if value is None else _FRESH_S), value)
         if len(self._kept) > self._limit:
-            del self._kept[next(iter(self._kept))]
+            self._kept.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,8 +14,10 @@ from features.events import Event, EventKind
 from features.sink import read_log
 from features.stream import EventWriter
 from serve.rollout.board import MODELS, plan_key
+from serve.rollout.decisions import LEAST_VARIABLE
 from serve.rollout.plans import RolloutPlan
 from serve.watchtower import board
+from serve.watchtower.webhook import ADDRESS_VARIABLE
 
 
 @pytest.fixture
@@ -68,6 +70,19 @@ def test_a_watchtower_takes_its_roles_and_gives_them_back(settings):
         assert child.popen.wait(20) == 0, child.log_tail()
         assert store.get(board.lease_key(board.OUTAGE_ROLE)) is None
     child.popen.stdout.close()
+
+
+def test_a_watchtower_that_cannot_begin_ends_whatever_is_told_of_outages(settings):
+    environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
+    environment |= {LEAST_VARIABLE: "soon", ADDRESS_VARIABLE: "http://127.0.0.1:9/"}
+    child = start_worker("watchtower", RunFolder(settings.home), environment)
+    try:
+        assert child.popen.wait(30) != 0
+        assert LEAST_VARIABLE in child.log_tail()
+    finally:
+        end([child.record], grace_s=1)
+        for stream in (child.popen.stdin, child.popen.stdout):
+            stream.close()
 
 
 def test_the_registry_part_looks_and_ends_when_asked(settings):

@@ -29,7 +29,7 @@ from serve.rollout.asked import FIELD as ASKED_FIELD
 from serve.rollout.asked import STREAM as ASKED
 from serve.rollout.asked import read_asked
 from serve.rollout.assignment import assign
-from serve.rollout.board import load_plan, plan_key, status_key
+from serve.rollout.board import change_arguments, load_plan, plan_key, status_key
 from serve.rollout.comparisons import compared_key
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.verdicts import GateVerdict, verdict_arguments, verdict_key
@@ -334,11 +334,13 @@ async def test_a_rollout_begins_only_with_a_gate_that_passed_against_the_champio
 
     async with open_client(arguments) as client:
 
-        async def refused(why: str) -> bool:
-            answer = await client.post("/v1/models/recommend/promote", json={"version": second}, headers=HEADERS)
+        async def refused(why: str, **said: Any) -> bool:
+            body = {"version": second, **said}
+            answer = await client.post("/v1/models/recommend/promote", json=body, headers=HEADERS)
             return answer.status_code == 409 and why in answer.text and "playhead gate" in answer.text
 
         assert await refused("no verdict")
+        assert await refused("no verdict", share=1)
         judge(passed=False, failed=("parity", "latency"))
         assert await refused("parity, latency")
         judge(against="0" * 12)
@@ -352,6 +354,13 @@ async def test_a_rollout_begins_only_with_a_gate_that_passed_against_the_champio
         assert (await change(client, "promote", version=second))["challenger"] == second
         changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
         assert [one["evidence"] for one in changes] == [{"forced": True}, {}, {}]
+        judge()
+        plan = load_plan(store.get(plan_key("recommend"))).rolled_back(1).crowned("f" * 12, 2)  # type: ignore[arg-type]
+        note = {"action": "test", "by": "test", "reason": "", "evidence": {}}
+        follows = plan.revision - 2
+        assert store.execute_command("EVAL", *change_arguments(plan, note, after=follows))
+        for share in (None, 0.5, 1):
+            assert await refused(f"passed against {first}", share=share), "it was another champion"
 
 
 async def test_without_a_token_in_the_environment_nobody_may(

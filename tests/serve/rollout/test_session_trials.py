@@ -192,6 +192,19 @@ async def test_sessions_are_told_once_a_stage_in_batches(store: redis.Redis, val
     assert told[0].sessions[:2] == ("s1", "s2")
 
 
+async def test_the_session_that_was_told_longest_ago_is_told_again(
+    store: redis.Redis, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.rollout.asked._MOST_REMEMBERED", 3)
+    writer = AskedWriter(valkey_url, Metrics())
+    for name in ("s1", "s2", "s3", "s4", "s3", "s2", "s1"):
+        writer.decided("salt", 0.1, [name])
+    await writer.flush()
+    await writer.close()
+    ((_, fields),) = store.xrange(STREAM)
+    assert read_asked(fields[FIELD]).sessions == ("s1", "s2", "s3", "s4", "s1")
+
+
 async def test_what_a_dead_store_does_not_take_is_dropped_and_counted() -> None:
     metrics = Metrics()
     writer = AskedWriter("redis://127.0.0.1:9", metrics)
