@@ -11,6 +11,7 @@ who watches what after what is wrong then, until a version has learned it anew.
 import asyncio
 import secrets
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -137,6 +138,11 @@ def run(demo: LearningDemo, settings: Settings, reporter: Reporter, tell: Tell) 
         PlayheadError: something that was to be shown did not happen, or a request failed.
     """
     own = Settings.from_env({"PLAYHEAD_HOME": str(demo.home), "REDIS_URL": ""})
+    with _ending_whole():
+        return _run(demo, settings, own, reporter, tell)
+
+
+def _run(demo: LearningDemo, settings: Settings, own: Settings, reporter: Reporter, tell: Tell) -> dict[str, Any]:
     dataset = _prepare(demo, settings, own, reporter)
     token = secrets.token_urlsafe(24)
     environment = {**demo.environment, OPERATOR_VARIABLE: token}
@@ -146,6 +152,23 @@ def run(demo: LearningDemo, settings: Settings, reporter: Reporter, tell: Tell) 
         return _show(demo, own, dataset, service, tell)
     finally:
         background.end(own, reporter)
+
+
+@contextmanager
+def _ending_whole() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that no stack is left; where signals can't be set, nothing changes."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Service:

@@ -61,6 +61,16 @@ async def test_a_caller_that_waits_longer_does_not_wait_for_the_challenger() -> 
     assert answer.versions == {"model": A}
 
 
+async def test_a_challenger_that_is_no_slower_than_the_champion_lately_was_is_not_failed() -> None:
+    fleet: Any = SimpleNamespace(lineup=Lineup(PLAN, Pages(A, CHALLENGER_S), Pages(B, 1.3 * CHALLENGER_S)))  # type: ignore[type-var]
+    pages = FleetRanker(fleet)
+    for _ in range(2):  # the first is the champion's: it has not been measured yet
+        answer = await pages.home(ProfileFeatures(NAME), HomeQuery())
+    assert answer.versions == {"model": B}
+    assert answer.assigned is not None
+    assert not answer.assigned.missed
+
+
 def test_who_should_answer_is_known_before() -> None:
     known = ranker(Pages(B)).assigned(NAME)
     assert known is not None
