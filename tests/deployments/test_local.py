@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -48,8 +49,20 @@ def lives(process):
         return False
 
 
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """A test that fails leaves no stack to those after it."""
+    yield
+    for held in Held.started:
+        if held.process.poll() is None:
+            held.end(signal.SIGTERM)
+    Held.started.clear()
+
+
 class Held:
     """A stack held by a process of its own, as by `playhead up`."""
+
+    started: ClassVar[list["Held"]] = []
 
     def __init__(self, settings, options):
         self.folder, self.options = RunFolder(settings.home), options
@@ -62,6 +75,7 @@ class Held:
             text=True,
             start_new_session=True,
         )
+        self.started.append(self)
 
     @property
     def told(self):
@@ -116,7 +130,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
     (port,) = free_ports(1)
     held = Held(home_settings, StackOptions(placement=str(noop_placement), port=port, data="d", prepare=False))
     state = held.ready()
-    assert set(state.parts) == {"valkey", "ray", "sinks", "watchtower", "registry"}
+    assert set(state.parts) == {"valkey", "ray", "sinks", "watchtower", "registry", "learner"}
     answer = get(f"{state.url}/readyz")
     assert answer.pop("inner") > 0
     assert answer == {"home": str(home_settings.home), "redis_url": state.redis_url, "dataset": "d"}
@@ -137,7 +151,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
         assert store.get("kept") == b"1"
 
     # and so do the parts that work on the logs
-    for name in ("sinks", "watchtower", "registry"):
+    for name in ("sinks", "watchtower", "registry", "learner"):
         os.kill(state.parts[name].pid, signal.SIGKILL)
         held.wait(lambda name=name: parts(home_settings)[name].pid != state.parts[name].pid, f"another {name}", 20)
 
@@ -163,7 +177,7 @@ def test_a_stack_serves_mends_itself_and_ends_whole(home_settings, noop_placemen
         ),
     )
     guest_state = guest.ready()
-    assert set(guest_state.parts) == {"ray", "sinks", "watchtower", "registry"}
+    assert set(guest_state.parts) == {"ray", "sinks", "watchtower", "registry", "learner"}
     assert guest_state.url == state.url
     assert get(f"{state.url}/guest/readyz")["dataset"] == "theirs"
     assert get(f"{state.url}/readyz")["dataset"] == "d"
@@ -214,7 +228,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next_which_leaves_a_given_store_alone
     assert members(left.parts) == []
     assert not Path(left.temporary).exists()
     assert any("a run that died" in line.get("text", "") for line in second.told)
-    assert set(state.parts) == {"ray", "sinks", "watchtower", "registry"}
+    assert set(state.parts) == {"ray", "sinks", "watchtower", "registry", "learner"}
     assert get(f"{state.url}/readyz")["redis_url"] == valkey_url
     assert second.end(signal.SIGTERM) == 0
     assert members(state.parts) == []
