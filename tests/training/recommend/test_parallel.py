@@ -2,17 +2,14 @@
 
 import os
 import signal
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
 from tests.training.recommend import audience
-from training.jobs import JobError, Resources, run_job
+from training.jobs import Resources
 from training.recommend.evaluate import playhead
 from training.recommend.model import Retrieval
 from training.recommend.parallel import fit_parallel
@@ -20,7 +17,6 @@ from training.recommend.split import Split
 from training.recommend.train import FitSettings, fit
 
 SETTINGS = FitSettings(epochs=3, patience=9, warmup=5, batch=16, averaging=0.9)
-DEADLINE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -78,37 +74,3 @@ def test_a_worker_that_is_killed_changes_nothing(small_ray, interactions, unbrok
     assert killed
     assert outcome.curve == unbroken[1].curve
     assert torch.equal(weights(model), weights(unbroken[0]))
-
-
-def fit_in_job(tell, attempt, *, interactions, checkpoint, epochs):
-    def told(stage, done, total, note=""):
-        tell({"done": done})
-
-    torch.set_num_threads(1)
-    model, outcome = shared(interactions, Path(checkpoint), replace(SETTINGS, epochs=epochs), progress=told)
-    return {"curve": outcome.curve, "weights": weights(model).tolist()}
-
-
-def test_a_job_that_is_killed_and_taken_up_ends_where_an_unbroken_one_does(small_ray, interactions, unbroken, tmp_path):
-    """The job's own worker dies, with all that it had started; nobody retries; the next run goes on."""
-    before = {one.pid for one in psutil.process_iter() if "RayTrainWorker" in one.name()}
-    told = []
-
-    def kill(item):
-        told.append(item)
-        job = next(one for one in psutil.process_iter() if one.name().startswith("ray::_Worker"))
-        job.send_signal(signal.SIGKILL)
-
-    arguments = {"interactions": interactions, "checkpoint": str(tmp_path / "run.pt"), "epochs": SETTINGS.epochs}
-    job = {"resources": Resources(cpus=1), "log": tmp_path / "log", "note": told.append}
-    with pytest.raises(JobError):
-        run_job(fit_in_job, arguments, told=kill, retries=0, **job)
-    assert told
-    deadline = time.monotonic() + DEADLINE_S
-    while {one.pid for one in psutil.process_iter() if "RayTrainWorker" in one.name()} - before:
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.1)
-    assert (tmp_path / "run.pt").is_file()
-    result = run_job(fit_in_job, arguments, told=told.append, **job)
-    assert tuple(result["curve"]) == unbroken[1].curve
-    assert torch.equal(torch.tensor(result["weights"]), weights(unbroken[0]))
