@@ -33,11 +33,11 @@ def test_tastes_come_from_plays_and_kids_stay_at_home(tmp_path: Path) -> None:
 def test_a_shift_of_taste_ends_in_a_better_champion_and_a_poisoned_one_is_rolled_back(tmp_path: Path) -> None:
     settings = Settings.from_env({"PLAYHEAD_HOME": str(tmp_path)})
     policy = small_policy()
-    shutil.copytree(policy.path, settings.models / "bitrate" / policy.version)
-    (settings.models / "bitrate" / "champion").write_text(f"{policy.version}\n", encoding="utf-8")
+    shutil.copytree(policy, settings.models / "bitrate" / policy.name)
+    (settings.models / "bitrate" / "champion").write_text(f"{policy.name}\n", encoding="utf-8")
     demo = LearningDemo(
-        home=tmp_path / "demo", port=free_port(), profiles=4_000, titles=300, events=60_000, epochs=2, pages_per_s=30.0,
-        warm_up_s=30.0, stage_s=5.0, first_share=0.5, learn_events=2_000, patience_s=300.0, poison_share=0.5,
+        home=tmp_path / "demo", port=free_port(), profiles=4_000, titles=300, events=60_000, epochs=2, pages_per_s=40.0,
+        warm_up_s=20.0, stage_s=5.0, first_share=0.5, learn_events=1_500, patience_s=300.0, poison_share=0.5,
     )  # fmt: skip
     told: list[str] = []
     report = run(demo, settings, TerminalReporter(Console()), lambda at_s, text: told.append(f"{at_s:+.0f} {text}"))
