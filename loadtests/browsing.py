@@ -8,6 +8,7 @@ Shapes: P viewers, G genres. Times are seconds since the browsing began.
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,10 +122,10 @@ class Visit:
     """What became of one visit.
 
     Attributes:
-        at_s: when it was to begin.
+        at_s: when it began.
         version: of the model that made the page; empty: none.
         played: whether something on the page was played.
-        latency_ms: of the page, from the intended time.
+        latency_ms: of the page.
         error: empty, or what went wrong: `timeout`, `connect`, `http_429`, ...; of the page or of the events.
         degraded: whether the page said so.
     """
@@ -154,6 +155,8 @@ class Browsing:
         self.visits: list[Visit] = []
         self._random = random.Random(settings.seed)
         self._began = time.perf_counter()
+        self._free: list[httpx.AsyncClient] = []
+        self._tls = ssl.create_default_context()
 
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Browse until told to stop.
@@ -161,33 +164,47 @@ class Browsing:
         Args:
             stopped: asked before each visit.
         """
-        limits = httpx.Limits(max_connections=MOST_IN_FLIGHT, max_keepalive_connections=MOST_IN_FLIGHT)
-        timeout = httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S)
         visiting: set[asyncio.Task[None]] = set()
         self._began = time.perf_counter()
         at_s = 0.0
-        async with httpx.AsyncClient(
-            base_url=self._settings.url, limits=limits, timeout=timeout, headers=dict(self._settings.headers),
-            trust_env=False,
-        ) as client:  # fmt: skip
+        try:
             while not stopped():
                 at_s += self._random.expovariate(self._settings.pages_per_s)
                 await asyncio.sleep(max(0.0, at_s - self._elapsed_s()))
                 if len(visiting) >= MOST_IN_FLIGHT:
-                    self.visits.append(Visit(at_s, error="overload"))
+                    self.visits.append(Visit(self._elapsed_s(), error="overload"))
                     continue
-                task = asyncio.create_task(
-                    self._visit(client, at_s, self._random.randrange(len(self.viewers.profiles)))
-                )
+                task = asyncio.create_task(self._visit(self._random.randrange(len(self.viewers.profiles))))
                 visiting.add(task)
                 task.add_done_callback(visiting.discard)
             await asyncio.gather(*visiting)
+        finally:
+            await asyncio.gather(*[client.aclose() for client in self._free])
+            self._free.clear()
+
+    def _client(self) -> httpx.AsyncClient:
+        """A connection that nobody uses now: a shared pool would look at all of its for each request."""
+        if self._free:
+            return self._free.pop()
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
+        timeout = httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S)
+        return httpx.AsyncClient(
+            base_url=self._settings.url, limits=limits, timeout=timeout, headers=dict(self._settings.headers),
+            trust_env=False, verify=self._tls,
+        )  # fmt: skip
 
     def _elapsed_s(self) -> float:
         return time.perf_counter() - self._began
 
-    async def _visit(self, client: httpx.AsyncClient, at_s: float, viewer: int) -> None:
-        viewers = self.viewers
+    async def _visit(self, viewer: int) -> None:
+        client = self._client()
+        try:
+            self.visits.append(await self._made(client, viewer))
+        finally:
+            self._free.append(client)
+
+    async def _made(self, client: httpx.AsyncClient, viewer: int) -> Visit:
+        viewers, at_s = self.viewers, self._elapsed_s()
         query = {
             "profile_id": viewers.profiles[viewer], "region": viewers.regions[viewer],
             "device": viewers.devices[viewer],
@@ -195,8 +212,7 @@ class Browsing:
         page, error = await _answer(client.get("/v1/home", params=query))
         latency_ms = (self._elapsed_s() - at_s) * 1000
         if page is None:
-            self.visits.append(Visit(at_s, latency_ms=latency_ms, error=error))
-            return
+            return Visit(at_s, latency_ms=latency_ms, error=error)
         taste = dict(zip(viewers.genres, viewers.taste[viewer].tolist(), strict=True))
         choice = self.choose(page, taste)
         events = [] if choice is None else self._watched(viewer, page, *choice)
@@ -205,7 +221,7 @@ class Browsing:
         if events:
             _, error = await _answer(client.post("/v1/events", json={"events": events}))
         version = str(page["versions"].get("model") or "")
-        self.visits.append(Visit(at_s, version, choice is not None, latency_ms, error, degraded=bool(page["degraded"])))
+        return Visit(at_s, version, choice is not None, latency_ms, error, degraded=bool(page["degraded"]))
 
     def choose(self, page: Mapping[str, Any], taste: Mapping[str, float]) -> tuple[Mapping[str, Any], str] | None:
         """What a viewer plays of a page: the title and its row's id; None: nothing.

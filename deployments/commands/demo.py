@@ -75,7 +75,11 @@ def learn(
             shown = ", ".join(f"{name} {one['plays']:.1%} of {one['pages']:,} pages" for name, one in versions.items())
             output.console.print(f"  {phase:<20} {shown}", markup=False, soft_wrap=True)
         output.console.print(
-            f"  {report['visits']:,} visits, {report['failed']} failed; {report['html']}", markup=False, soft_wrap=True
+            f"  {report['visits']:,} visits, {report['failed']} failed {report['failures'] or ''}; {report['html']}",
+            markup=False,
+            soft_wrap=True,
+            markup=False,
+            soft_wrap=True,
         )
         output.answer(report)
 

@@ -23,6 +23,9 @@ from serve.metrics import Metrics
 from serve.rollout.assignment import Assignment, assign
 from serve.rollout.plans import RolloutPlan
 
+LOADING_MS: Final = 120_000
+"""A challenger that is not loaded so long after its rollout began counts as one that fails."""
+
 _ERROR_LENGTH: Final = 500
 _RETRY_S: Final = 30.0
 """A refused version is tried again after so many seconds."""
@@ -53,12 +56,25 @@ class Lineup(Generic[S]):
         champion: answers all that the challenger does not; it may still have the version before, or none.
         challenger: None where there is none, or it is not loaded here.
         shadow: likewise.
+        refused: whether the challenger could not be loaded here.
     """
 
     plan: RolloutPlan
     champion: S
     challenger: S | None = None
     shadow: S | None = None
+    refused: bool = False
+
+    @property
+    def tries(self) -> bool:
+        """Whether a rollout goes on here: while its challenger is loaded, for LOADING_MS at most, it does not yet.
+
+        What it does not make until then is no fault of its, and the champion's pages are no evidence without it.
+        """
+        if self.plan.challenger is None:
+            return False
+        is_here = self.challenger is not None or self.refused
+        return is_here or now_ms() >= self.plan.started_ts + LOADING_MS
 
     def of(self, unit: str) -> tuple[S, Assignment]:
         """The stage that answers a unit, and how it came to that; the champion where the challenger is not here."""
@@ -178,7 +194,8 @@ class Fleet(Generic[S]):
             if version is not None and version in self._loaded:
                 champion = self._loaded[version]
                 break
-        self.lineup = Lineup(plan, champion, self._have(plan.challenger), self._have(plan.shadow))
+        refused = plan.challenger in self._refused
+        self.lineup = Lineup(plan, champion, self._have(plan.challenger), self._have(plan.shadow), refused)
         wanted = {*self._wanted(), champion.version}
         self._loaded = {version: stage for version, stage in self._loaded.items() if version in wanted}
         self._refused = {version: why for version, why in self._refused.items() if version in wanted}

@@ -51,7 +51,7 @@ class FleetPlanner:
             TimeoutError: the champion gave no answer in time.
         """
         lineup = self._fleet.lineup
-        if lineup.plan.challenger is None:
+        if not lineup.tries:
             return await lineup.champion.plan(sessions, within_s)
 
         until_s = time.monotonic() + within_s
@@ -75,7 +75,7 @@ class FleetPlanner:
             NoPlan: the champion has no policy.
         """
         lineup = self._fleet.lineup
-        if lineup.plan.challenger is None:
+        if not lineup.tries:
             return await lineup.champion.plan_for(observations)
 
         async def ask(planner: BitratePlanner, places: Sequence[int]) -> Plan:

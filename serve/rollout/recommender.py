@@ -71,15 +71,15 @@ class FleetRanker:
             self._slowest_s = max(_FADING * self._slowest_s, time.perf_counter() - began_s)
         if lineup.shadow is not None and place("shadow", profile.profile_id) < SHADOW_SHARE:
             self._shadow(lineup.shadow, profile, query, answer)
-        if lineup.plan.challenger is None:
+        if not lineup.tries:
             return answer
         missed = assignment.challenged and ranker is lineup.champion
         return replace(answer, assigned=told_as(lineup.plan, assignment, missed=missed))
 
     def assigned(self, profile_id: str) -> Assigned | None:
-        """Who should make a profile's page now; None where no rollout goes on."""
+        """Who should make a profile's page now; None where no rollout goes on, or its challenger is being loaded."""
         lineup = self._fleet.lineup
-        if lineup.plan.challenger is None:
+        if not lineup.tries:
             return None
         return told_as(lineup.plan, lineup.of(profile_id)[1], missed=False)
 

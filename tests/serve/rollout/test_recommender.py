@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from features.profiles import ProfileFeatures
+from serve.clock import now_ms
 from serve.rollout.assignment import assign
-from serve.rollout.fleet import Lineup
+from serve.rollout.fleet import LOADING_MS, Lineup
 from serve.rollout.plans import RolloutPlan
 from serve.rollout.recommender import CHALLENGER_S, FleetRanker
 from serve.schemas import MODEL_FAILED, Answer, HomeQuery
@@ -69,6 +71,20 @@ async def test_a_challenger_that_is_no_slower_than_the_champion_lately_was_is_no
     assert answer.versions == {"model": B}
     assert answer.assigned is not None
     assert not answer.assigned.missed
+
+
+async def test_while_the_challenger_is_loaded_nothing_counts_and_what_never_comes_does() -> None:
+    begun = RolloutPlan(model="recommend", champion=A).begun(B, 1.0, now_ms())
+    lineups = {
+        "loading": (Lineup(begun, Pages(A)), False),  # type: ignore[type-var]
+        "refused": (Lineup(begun, Pages(A), refused=True), True),  # type: ignore[type-var]
+        "never": (Lineup(replace(begun, started_ts=now_ms() - LOADING_MS), Pages(A)), True),  # type: ignore[type-var]
+    }
+    for lineup, counts in lineups.values():
+        fleet: Any = SimpleNamespace(lineup=lineup)
+        answer = await FleetRanker(fleet).home(ProfileFeatures(NAME), HomeQuery())
+        assert (answer.assigned is not None and answer.assigned.missed) is counts
+        assert (FleetRanker(fleet).assigned(NAME) is not None) is counts
 
 
 def test_who_should_answer_is_known_before() -> None:
