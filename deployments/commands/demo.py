@@ -78,8 +78,6 @@ def learn(
             f"  {report['visits']:,} visits, {report['failed']} failed {report['failures'] or ''}; {report['html']}",
             markup=False,
             soft_wrap=True,
-            markup=False,
-            soft_wrap=True,
         )
         output.answer(report)
 
