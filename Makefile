@@ -6,7 +6,7 @@ RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: help run test test-gpu lint format types imports check bench bench-quality bench-telemetry clean
+.PHONY: help run test test-demo test-gpu lint format types imports check bench bench-quality bench-telemetry clean
 help:  ## show the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
@@ -35,6 +35,9 @@ test: $(DEV)  ## run all tests that need no GPU, real Valkey and real Ray includ
 	@# OpenBLAS's and OpenMP's threads spin while they wait: on shared cores tests with scipy take twice as long with
 	@# them, and those with torch several times as long.
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ARGS),-n 2)
+
+test-demo: $(DEV)  ## the demo of learning, shortened: a shift of taste, an update, a poisoned version; some minutes
+	PLAYHEAD_TEST_DEMO=1 $(BIN)/python -m pytest tests/deployments/demos/test_learning.py
 
 test-gpu: $(DEV)  ## on an NVIDIA GPU: parity, latency, throughput, refit; says so in one line without one
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) --editable '.[dev,gpu]'; fi
