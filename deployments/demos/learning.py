@@ -91,7 +91,7 @@ class LearningDemo:
     first_share: float = 0.1
     learn_events: int = 8_000
     patience_s: float = 1_200.0
-    poison_share: float = 0.1
+    poison_share: float = 0.5
     seed: int = 0
 
     @property
