@@ -469,7 +469,7 @@ async def test_a_challenger_that_hangs_is_charged_and_costs_no_page(
         await change(client, "promote", version=second, share=0.5)
 
         async def loaded() -> bool:
-            return len(await roles(client)) == 2
+            return [state for *_, state in await roles(client)] == ["live", "live"]
 
         await eventually(loaded)
         plan = load_plan(store.get(plan_key("recommend")))  # type: ignore[arg-type]
