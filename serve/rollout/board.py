@@ -9,11 +9,13 @@ A change names the revision that it follows, so of two at once only one is made.
 knows one puts it back: a store that was lost is told what went on.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import hiredis
 import orjson
+import redis
 
 from features.layout import command
 from features.link import StoreLink
@@ -25,6 +27,8 @@ CHANGE: Final = b"change"
 """Field of the log's entries."""
 
 MOST_LOGGED: Final = 10_000
+
+_log = logging.getLogger(__name__)
 
 CHANGE_SCRIPT: Final = """
 -- Change a plan, if it still is of the revision that the change follows, and log the change.
@@ -99,6 +103,27 @@ async def read_plan(link: StoreLink, model: str, deadline_s: float) -> RolloutPl
     if isinstance(dumped, hiredis.ReplyError):
         raise dumped
     return None if dumped is None else load_plan(dumped)
+
+
+def read_plans(store: redis.Redis) -> dict[str, RolloutPlan]:
+    """The plans of all models that have one, by model; one that cannot be read is left alone, with a warning.
+
+    Args:
+        store: Redis or Valkey; replies are bytes.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    models: Any = store.smembers(MODELS)
+    plans = {}
+    for model in sorted(name.decode() for name in models):
+        dumped: Any = store.get(plan_key(model))
+        try:
+            if dumped is not None:
+                plans[model] = load_plan(dumped)
+        except ValueError as error:
+            _log.warning("rollouts: the plan of %s is left alone: %s", model, error)
+    return plans
 
 
 def load_changes(entries: Sequence[Any]) -> list[dict[str, Any]]:

@@ -32,6 +32,12 @@ def store_ms(store: Store) -> int:
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 
+def place_of(entry: bytes) -> tuple[int, int]:
+    """A log entry's name as numbers, which are in order."""
+    millisecond, _, number = entry.partition(b"-")
+    return int(millisecond), int(number)
+
+
 @contextmanager
 def beginning_anew(role: str) -> Iterator[None]:
     """Ends, with a warning, where a checkpoint cannot be read: another version wrote it, or it is damaged.

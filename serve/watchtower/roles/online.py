@@ -17,7 +17,7 @@ from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.plans import RolloutPlan
 from serve.watchtower import board
 from serve.watchtower.board import Store
-from serve.watchtower.checkpoints import beginning_anew, read_state, state_command, store_ms
+from serve.watchtower.checkpoints import beginning_anew, place_of, read_state, state_command, store_ms
 from serve.watchtower.leases import Lease, Leases
 
 LOOK_MS: Final = 1_000
@@ -64,7 +64,7 @@ class OnlineRole:
         if now_ms - self._looked_ms < LOOK_MS and not self._is_behind:
             return False
         self._looked_ms = now_ms
-        self._plans = self._read_plans()
+        self._plans = rollouts.read_plans(self._store)
         before = self._at
         self._drain()
         if not self._is_behind:
@@ -95,7 +95,7 @@ class OnlineRole:
 
     def _drain(self) -> None:
         first: Any = self._store.xrange(STREAM, count=1)
-        if self._is_entry and first and _place(first[0][0]) > _place(self._position.encode()):
+        if self._is_entry and first and place_of(first[0][0]) > place_of(self._position.encode()):
             _log.warning("online: exposures were lost: %s was read last, %s is the oldest that is kept",
                          self._position, first[0][0].decode())  # fmt: skip
         until_s = time.monotonic() + DRAIN_S
@@ -108,7 +108,7 @@ class OnlineRole:
             for position, fields in entries:
                 self._position, self._is_entry = position.decode(), True
                 try:
-                    told.append((max(self._at, _place(position)[0] // BUCKET_MS), read_exposure(fields[FIELD])))
+                    told.append((max(self._at, place_of(position)[0] // BUCKET_MS), read_exposure(fields[FIELD])))
                 except (KeyError, ValueError) as error:
                     _log.warning("online: an entry of the exposures that is none was left out: %s", error)
             self._meter.take(self._store, told, self._close_before)
@@ -117,24 +117,6 @@ class OnlineRole:
             _log.warning("online: more exposures are told than %g s a second are enough to read; at %s now", DRAIN_S,
                          self._position)  # fmt: skip
 
-    def _read_plans(self) -> dict[str, RolloutPlan]:
-        models: Any = self._store.smembers(rollouts.MODELS)
-        plans = {}
-        for model in sorted(name.decode() for name in models):
-            dumped: Any = self._store.get(rollouts.plan_key(model))
-            try:
-                if dumped is not None:
-                    plans[model] = rollouts.load_plan(dumped)
-            except ValueError as error:
-                _log.warning("online: the plan of %s is left alone: %s", model, error)
-        return plans
-
 
 def _roles(plan: RolloutPlan) -> tuple[tuple[str, str | None], ...]:
     return ("challenger", plan.challenger), ("champion", plan.champion)
-
-
-def _place(entry: bytes) -> tuple[int, int]:
-    """An entry's name as numbers, which are in order."""
-    millisecond, _, number = entry.partition(b"-")
-    return int(millisecond), int(number)

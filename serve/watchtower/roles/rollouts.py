@@ -24,7 +24,7 @@ from serve.rollout.session_trials import SESSION_LIMITS, SessionTrial
 from serve.rollout.trials import STATUS_TTL_S, Trial
 from serve.watchtower import board, health
 from serve.watchtower.board import Store
-from serve.watchtower.checkpoints import beginning_anew, read_state, state_command, store_ms
+from serve.watchtower.checkpoints import beginning_anew, place_of, read_state, state_command, store_ms
 from serve.watchtower.leases import Lease, Leases
 
 LOOK_MS: Final = 1_000
@@ -88,7 +88,7 @@ class RolloutRole:
         if now_ms - self._looked_ms < LOOK_MS:
             return False
         seconds, self._looked_ms = (now_ms - self._looked_ms) / 1000, now_ms
-        plans = self._plans()
+        plans = rollouts.read_plans(self._store)
         tried = {model: plan for model, plan in plans.items() if plan.challenger is not None}
         trials = {model: self._trial(plan) for model, plan in tried.items()}
         ended = [trial for model, trial in self._trials.items() if trials.get(model) is not trial]
@@ -144,7 +144,7 @@ class RolloutRole:
     def _drain(self) -> None:
         """Take in what was told since, for DRAIN_S at most."""
         first: Any = self._store.xrange(STREAM, count=1)
-        if self._is_entry and first and _place(first[0][0]) > _place(self._position.encode()):
+        if self._is_entry and first and place_of(first[0][0]) > place_of(self._position.encode()):
             _log.warning("rollouts: exposures were lost: %s was read last, %s is the oldest that is kept",
                          self._position, first[0][0].decode())  # fmt: skip
         until_s = time.monotonic() + DRAIN_S
@@ -175,18 +175,6 @@ class RolloutRole:
             if time.monotonic() >= until_s:
                 break
         return more
-
-    def _plans(self) -> dict[str, RolloutPlan]:
-        models: Any = self._store.smembers(rollouts.MODELS)
-        plans = {}
-        for model in sorted(name.decode() for name in models):
-            dumped: Any = self._store.get(rollouts.plan_key(model))
-            try:
-                if dumped is not None:
-                    plans[model] = rollouts.load_plan(dumped)
-            except ValueError as error:
-                _log.warning("rollouts: the plan of %s is left alone: %s", model, error)
-        return plans
 
     def _exposures(self) -> tuple[int, list[dict[str, Any]]]:
         """The next entries: how many there were, and what they say."""
@@ -254,9 +242,3 @@ def _status(
         **told, "suspicion": suspicion, **decision.fields(), "share": plan.share, "evidence": evidence,
         "beside": trial.told(),
     }  # fmt: skip
-
-
-def _place(entry: bytes) -> tuple[int, int]:
-    """An entry's name as numbers, which are in order."""
-    millisecond, _, number = entry.partition(b"-")
-    return int(millisecond), int(number)
