@@ -33,6 +33,9 @@ from serve.tensors import Array, GraphSpec, InputCheck, check_outputs, resized
 MAX_TRIAL_SIZE: Final = 4096
 """Limits above this are not tried at full size: an export would take minutes and gigabytes."""
 
+_APART: Final = 0.01
+"""Relative, of repeats of an example's rows."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -199,7 +202,7 @@ def _compare(artifact: Artifact, graph: str, export: ExportGraph) -> None:
     example, _ = artifact.example(graph)
     _, sizes = InputCheck(graph, spec)(example, {}, {})
     for trial in _trials(spec, sizes):
-        inputs = resized(spec, example, trial)
+        inputs = _untied(spec, resized(spec, example, trial), sizes)
         try:
             errors = differences(spec, reference(inputs), engine(inputs))
         except Exception as raised:  # the engines raise whatever their kernels raise
@@ -218,6 +221,24 @@ def _compare(artifact: Artifact, graph: str, export: ExportGraph) -> None:
                     expected=f"at most {spec.tolerance:g}",
                     next_step="Look for an operator that differs between the two, or state a tolerance that is true.",
                 )
+
+
+def _untied(spec: GraphSpec, inputs: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+    """Where a graph ranks, make repeats of the example's rows differ: which of equals comes in is each engine's own."""
+    if spec.ranking is None:
+        return dict(inputs)
+    random, untied = np.random.default_rng(0), dict(inputs)
+    for tensor in spec.inputs:
+        array = untied[tensor.name]
+        if tensor.low is not None or tensor.high is not None or not np.issubdtype(array.dtype, np.floating):
+            continue
+        for axis, dimension in enumerate(tensor.shape):
+            if isinstance(dimension, str) and array.shape[axis] > sizes[dimension]:
+                factors = 1 + _APART * random.uniform(-1, 1, array.shape[axis])
+                factors[: sizes[dimension]] = 1
+                array = array * np.expand_dims(factors, [other for other in range(array.ndim) if other != axis])
+        untied[tensor.name] = np.ascontiguousarray(array, dtype=inputs[tensor.name].dtype)
+    return untied
 
 
 def _trials(spec: GraphSpec, sizes: Mapping[str, int]) -> list[dict[str, int]]:

@@ -12,7 +12,7 @@ from torch import nn
 from serve.artifacts import Artifact, read_artifact
 from serve.engines import load_engine
 from serve.errors import ArtifactError, InvalidInput
-from serve.tensors import GraphSpec, TensorSpec
+from serve.tensors import GraphSpec, Ranking, TensorSpec
 from tests.contracts.small_model import export, small_artifact
 from training.export import ExportGraph, _trials, export_artifact
 
@@ -43,6 +43,14 @@ class Unstable(nn.Module):
         for _ in range(60):
             x = torch.sin(x * 3.7 + torch.tanh(x)) * 2
         return x.sum(1)
+
+
+class Best(nn.Module):
+    """The 64 best rows of a table."""
+
+    def forward(self, state: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        score, rows = (state @ table.T).topk(64, dim=1)
+        return rows, score
 
 
 SPEC = GraphSpec((TensorSpec("x", "float32", ("B", 3)),), (TensorSpec("y", "float32", ("B",)),), {"B": (1, 8)})
@@ -104,6 +112,21 @@ def test_it_runs_as_it_was_exported(tmp_path: Path) -> None:
     x = np.arange(12, dtype=np.float32).reshape(4, 3)
     for device in ("cpu", "torch"):
         np.testing.assert_allclose(load_engine(artifact, "g", device)({"x": x})["y"], x.sum(1) * 2)
+
+
+def test_rows_that_repeat_in_a_trial_are_no_ties(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    spec = GraphSpec(
+        inputs=(TensorSpec("state", "float32", ("B", 8)), TensorSpec("table", "float32", ("N", 8))),
+        outputs=(TensorSpec("rows", "int64", ("B", 64), indexes="N"), TensorSpec("score", "float32", ("B", 64))),
+        limits={"B": (1, 8), "N": (65, 10_000)}, ranking=Ranking(items="rows", score="score"),
+    )  # fmt: skip
+    example = {"state": random.normal(size=(2, 8)), "table": random.normal(size=(80, 8))}
+    graph = ExportGraph(
+        module=Best(), example={name: array.astype("float32") for name, array in example.items()}, spec=spec
+    )
+    artifact = export_one(tmp_path, Best(), graphs={"g": graph})  # tried at 4096 rows: each of the 80 some 51 times
+    assert artifact.manifest.graphs["g"].ranking is not None
 
 
 def spec_of(x: TensorSpec, *outputs: TensorSpec) -> GraphSpec:
