@@ -64,17 +64,17 @@ class RankingModel:
         """
         artifact = read_artifact(path)
         length = _length(artifact)
+        lengths = (*(short for short in _LENGTHS if short < length), length)
+
+        def load(graph: str) -> Engine:
+            return load_engine(artifact, graph, device, threads=threads, batches=())
+
         return cls(
             version=artifact.version,
             vocabulary=_vocabulary(artifact),
-            titles=load_engine(artifact, "titles", device, threads=threads, batches=()),
-            encoders={
-                padded: load_engine(artifact, "encoder", device, threads=threads, batches=())
-                for padded in (*(short for short in _LENGTHS if short < length), length)
-            },
-            rankers={
-                batch: load_engine(artifact, "ranker", device, threads=threads, batches=()) for batch in (1, GROUP)
-            },
+            titles=load("titles"),
+            encoders=_for_shapes(load("encoder"), lengths),
+            rankers=_for_shapes(load("ranker"), (1, GROUP)),
         )
 
     def table(self, catalogue: Catalogue) -> NDArray[np.float32]:
@@ -119,6 +119,12 @@ class RankingModel:
                 next_step="Train the model again with this version of Playhead.",
             ) from error
         return scorer
+
+
+def _for_shapes(engine: Engine, sizes: Sequence[int]) -> dict[int, Engine]:
+    """One for each size: the engine itself, and siblings."""
+    first, *others = sizes
+    return {first: engine, **{size: engine.sibling() for size in others}}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -227,14 +227,15 @@ def _untied(spec: GraphSpec, inputs: Mapping[str, Array], sizes: Mapping[str, in
     """Where a graph ranks, make repeats of the example's rows differ: which of equals comes in is each engine's own."""
     if spec.ranking is None:
         return dict(inputs)
-    random, untied = np.random.default_rng(0), dict(inputs)
+    random = np.random.default_rng(0)
+    untied: dict[str, Array] = dict(inputs)
     for tensor in spec.inputs:
         array = untied[tensor.name]
         if tensor.low is not None or tensor.high is not None or not np.issubdtype(array.dtype, np.floating):
             continue
         for axis, dimension in enumerate(tensor.shape):
             if isinstance(dimension, str) and array.shape[axis] > sizes[dimension]:
-                factors = 1 + _APART * random.uniform(-1, 1, array.shape[axis])
+                factors = np.ones(array.shape[axis]) + _APART * random.uniform(-1, 1, array.shape[axis])
                 factors[: sizes[dimension]] = 1
                 array = array * np.expand_dims(factors, [other for other in range(array.ndim) if other != axis])
         untied[tensor.name] = np.ascontiguousarray(array, dtype=inputs[tensor.name].dtype)

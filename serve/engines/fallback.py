@@ -50,10 +50,15 @@ class FallbackEngine(Engine):
 
     def __init__(self, name: str, first: Engine, second: Engine) -> None:
         super().__init__(version=first.version, graph=first.graph, spec=first.spec, device=first.device)
+        self._model = name
         self._name = f"{name}/{first.graph}"
         self._first = first
         self._second = second
         self._paused_until = [0.0]  # monotonic; shared with the views that bind() makes
+
+    def sibling(self) -> Engine:
+        """Siblings of both."""
+        return FallbackEngine(self._model, self._first.sibling(), self._second.sibling())
 
     def _run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         # Both engines were bound together with this one, so these are the inputs that both still need.

@@ -3,19 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-import hiredis
 import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from features.errors import StoreUnavailable
 from features.layout import command
-from features.link import StoreLink
 from features.settings import Settings
 from serve.artifacts import ModelName
-from serve.errors import NotFound, Unavailable
+from serve.errors import Unavailable
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Words, responses
+from serve.gateway.operations import ModelOperations
 from serve.gateway.stages import Stages
 from serve.logs import get
 from serve.metrics import Metrics
@@ -30,8 +28,6 @@ GAUGED: Final = ("play_rate", "finish_rate", "thumbs_up_rate", "thumbs_down_rate
 """Figures with intervals that are gauges, too; beside `coverage`, `novelty_bits`, `ranker_p99_s` and `calibration`."""
 ROLES: Final = ("champion", "challenger")
 RANKS: Final = 5
-
-_DEADLINE_S: Final = 2.0
 
 
 class Window(BaseModel):
@@ -114,7 +110,7 @@ class Drift(BaseModel):
     degraded: tuple[str, ...]
 
 
-class OnlineRoutes:
+class OnlineRoutes(ModelOperations):
     """The routes, and the gauges of one model.
 
     Args:
@@ -125,8 +121,7 @@ class OnlineRoutes:
     """
 
     def __init__(self, settings: Settings, stages: Stages, metrics: Metrics, model: str) -> None:
-        self._link = StoreLink(settings.redis_url)
-        self._stages = stages
+        super().__init__(settings, stages)
         self._metrics = metrics
         self._model = model
 
@@ -144,8 +139,8 @@ class OnlineRoutes:
 
     async def online(self, request: Request, name: ModelName) -> Response:
         """Clicks, finishes, thumbs, coverage, calibration and more, by version, over sliding windows."""
-        self._check_known(name)
-        (dumped,) = await self._call(command("GET", online_key(name)))
+        self.check_known(name)
+        (dumped,) = await self.call(command("GET", online_key(name)))
         found = {} if dumped is None else _loaded(load_online, dumped)
         return _answer(Online, request, name, {
             "ts": found.get("ts"), "windows": found.get("windows", []), "degraded": [] if found else [ONLINE_MISSING],
@@ -153,8 +148,8 @@ class OnlineRoutes:
 
     async def drift(self, request: Request, name: ModelName) -> Response:
         """Features of plays against the training data of the champion, and means that fall."""
-        self._check_known(name)
-        (dumped,) = await self._call(command("GET", drift_key(name)))
+        self.check_known(name)
+        (dumped,) = await self.call(command("GET", drift_key(name)))
         found = {} if dumped is None else _loaded(load_drift, dumped)
         told = {field: found.get(field) for field in ("ts", "version", "since_ts")}
         return _answer(Drift, request, name, {
@@ -166,8 +161,7 @@ class OnlineRoutes:
         """Show what is known now as gauges; call it each LOOK_S."""
         try:
             commands = command("GET", online_key(self._model)) + command("GET", drift_key(self._model))
-            replies = await self._link.call(commands, count=2, deadline_s=_DEADLINE_S)
-            figures, drift = (None if type(one) is not bytes else one for one in replies)
+            figures, drift = await self.call(commands, count=2)
             versions = {} if figures is None else load_online(figures)["versions"]
             signals = {} if drift is None else {one["name"]: one for one in load_drift(drift)["signals"]}
             for role in ROLES:
@@ -177,34 +171,10 @@ class OnlineRoutes:
             for name in (*FEATURES, PLAY_RATE, QUALITY):
                 one = signals.get(name, {})
                 self._metrics.drift(self._model, name, one.get("value"), drifting=one.get("state") == DRIFTING)
-        except StoreUnavailable as error:
+        except Unavailable as error:
             self._metrics.stage_failure("online", type(error).__name__)
         except (KeyError, TypeError, ValueError):
             get("online").exception("failed", extra={"work": "reading what is measured online"})
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._link.close()
-
-    def _check_known(self, name: str) -> None:
-        known = sorted({state.name for state in self._stages.models()})
-        if name not in known:
-            raise NotFound(
-                field="name", got=name, expected=f"one of {', '.join(known)}", next_step="See GET /v1/models."
-            )
-
-    async def _call(self, payload: bytes) -> list[Any]:
-        try:
-            replies = await self._link.call(payload, deadline_s=_DEADLINE_S)
-            for reply in replies:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise reply
-        except (StoreUnavailable, hiredis.ReplyError) as error:
-            raise Unavailable(
-                field="store", got=Words(type(error).__name__), expected="an answer of the store",
-                next_step="Try again after a second.",
-            ) from error  # fmt: skip
-        return replies
 
 
 def _loaded(load: Any, dumped: bytes) -> dict[str, Any]:

@@ -9,20 +9,18 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
-import hiredis
 import orjson
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from features.errors import StoreUnavailable
 from features.layout import command
-from features.link import StoreLink
 from features.settings import Settings
 from serve.artifacts import MANIFEST, ModelName, Version
 from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, Unavailable
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Conflict, Forbidden, Unauthorized, Words, responses
+from serve.gateway.operations import ModelOperations
 from serve.gateway.stages import Stages
 from serve.learning import STEPS, load_steps
 from serve.rollout import board
@@ -33,7 +31,6 @@ from serve.rollout.verdicts import GateVerdict, verdict_key
 OPERATOR_VARIABLE: Final = "PLAYHEAD_OPERATOR_TOKEN"
 OPERATOR_HEADER: Final = "Playhead-Operator-Token"
 
-_DEADLINE_S: Final = 2.0
 _TRIES: Final = 3
 _READ: Final = 1_000
 """Changes that are looked through for one model's."""
@@ -202,7 +199,7 @@ class Learning(BaseModel):
     steps: tuple[dict[str, Any], ...]
 
 
-class RolloutRoutes:
+class RolloutRoutes(ModelOperations):
     """The routes.
 
     Args:
@@ -219,9 +216,8 @@ class RolloutRoutes:
         known: Callable[[str], RolloutPlan | None] = lambda _: None,
         env: Mapping[str, str] = os.environ,
     ) -> None:
-        self._link = StoreLink(settings.redis_url)
+        super().__init__(settings, stages)
         self._models = settings.models
-        self._stages = stages
         self._known = known
         self._token = (env.get(OPERATOR_VARIABLE) or "").encode()
 
@@ -312,9 +308,9 @@ class RolloutRoutes:
 
     async def rollout(self, request: Request, name: ModelName) -> Response:
         """The plan, and the evidence so far."""
-        self._check_known(name)
+        self.check_known(name)
         commands = command("GET", board.plan_key(name)) + command("GET", board.status_key(name))
-        dumped, status, replicas = await self._call(commands + command("HVALS", compared_key(name)), count=3)
+        dumped, status, replicas = await self.call(commands + command("HVALS", compared_key(name)), count=3)
         request_id = context_of(request).request_id
         plan = self._plan(name, dumped)
         judged = None if status is None or plan.challenger is None else orjson.loads(status)
@@ -324,23 +320,19 @@ class RolloutRoutes:
 
     async def changes(self, request: Request, name: ModelName, query: Annotated[ChangesQuery, Query()]) -> Response:
         """The newest changes, those that Playhead made by itself with their evidence."""
-        self._check_known(name)
-        (entries,) = await self._call(command("XREVRANGE", board.LOG, "+", "-", "COUNT", _READ))
+        self.check_known(name)
+        (entries,) = await self.call(command("XREVRANGE", board.LOG, "+", "-", "COUNT", _READ))
         found = [change for change in board.load_changes(entries) if change.get("model") == name]
         body = {"request_id": context_of(request).request_id, "changes": found[: query.limit]}
         return Response(orjson.dumps(body), media_type="application/json")
 
     async def learning(self, request: Request, name: ModelName, query: Annotated[ChangesQuery, Query()]) -> Response:
         """The newest steps of the model's updates: what was trained on what, and what its gate said."""
-        self._check_known(name)
-        (entries,) = await self._call(command("XREVRANGE", STEPS, "+", "-", "COUNT", _READ))
+        self.check_known(name)
+        (entries,) = await self.call(command("XREVRANGE", STEPS, "+", "-", "COUNT", _READ))
         found = [step.as_json() for step in load_steps(entries) if step.model == name]
         body = {"request_id": context_of(request).request_id, "steps": found[: query.limit]}
         return Response(orjson.dumps(body), media_type="application/json")
-
-    async def close(self) -> None:
-        """Close the connection."""
-        await self._link.close()
 
     async def _change(
         self,
@@ -354,17 +346,17 @@ class RolloutRoutes:
     ) -> Response:
         """Change a plan as it is in the store now; whoever changes it at the same time comes before or after."""
         self._check_operator(request)
-        self._check_known(name)
+        self.check_known(name)
         request_id = context_of(request).request_id
         told = {
             "action": action, "by": by, "reason": reason, "evidence": dict(evidence or {}), "request_id": request_id
         }  # fmt: skip
         for _ in range(_TRIES):
-            (dumped,) = await self._call(command("GET", board.plan_key(name)))
+            (dumped,) = await self.call(command("GET", board.plan_key(name)))
             plan = self._plan(name, dumped)
             after = changed(plan)
             follows = 0 if dumped is None else plan.revision
-            (made,) = await self._call(board.change_command(after, told, after=follows))
+            (made,) = await self.call(board.change_command(after, told, after=follows))
             if made == 1:
                 return Response(orjson.dumps(_shown(after, request_id)), media_type="application/json")
         raise Conflict(
@@ -374,7 +366,7 @@ class RolloutRoutes:
 
     async def _verdict(self, name: str, version: str) -> GateVerdict | None:
         """What the gate said of a version; None where nobody asked it, or nobody can read the answer."""
-        (dumped,) = await self._call(command("GET", verdict_key(name, version)))
+        (dumped,) = await self.call(command("GET", verdict_key(name, version)))
         try:
             return None if dumped is None else GateVerdict.load(dumped)
         except ValueError:
@@ -399,26 +391,6 @@ class RolloutRoutes:
                 expected="the operator's token",
                 next_step=f"Send the token that the service was started with ({OPERATOR_VARIABLE}).",
             )  # fmt: skip
-
-    def _check_known(self, name: str) -> None:
-        known = sorted({state.name for state in self._stages.models()})
-        if name not in known:
-            raise NotFound(
-                field="name", got=name, expected=f"one of {', '.join(known)}", next_step="See GET /v1/models."
-            )
-
-    async def _call(self, payload: bytes, count: int = 1) -> list[Any]:
-        try:
-            replies = await self._link.call(payload, count=count, deadline_s=_DEADLINE_S)
-            for reply in replies:
-                if isinstance(reply, hiredis.ReplyError):
-                    raise reply
-        except (StoreUnavailable, hiredis.ReplyError) as error:
-            raise Unavailable(
-                field="store", got=Words(type(error).__name__), expected="an answer of the store",
-                next_step="Nothing is known to have changed: look at GET /v1/models, and try again.",
-            ) from error  # fmt: skip
-        return replies
 
 
 def _require_gate(name: str, version: str, verdict: GateVerdict | None, champion: str | None) -> None:

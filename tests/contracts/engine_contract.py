@@ -183,6 +183,17 @@ class EngineContract:
             for job in [pool.submit(work, offset) for offset in (0, 10, 20, 30)]:
                 job.result(timeout=60)
 
+    @pytest.mark.parametrize("graph", ["encoder", "ranker"])
+    def test_a_sibling_answers_alike_and_binds_for_itself(self, graph: str) -> None:
+        engine, inputs = self.engine(graph), example(graph, batch=2, time=9, titles=60, seed=3)
+        sibling = engine.sibling()
+        close(engine, engine(inputs), sibling(inputs))
+        table = inputs.pop("table")
+        bound = sibling.bind({"table": table})
+        close(engine, engine({**inputs, "table": table}), bound(inputs))
+        assert not engine.bound
+        assert (sibling.version, sibling.graph, sibling.device) == (engine.version, engine.graph, engine.device)
+
     def test_bound_inputs_stay_and_are_left_out_of_calls(self) -> None:
         engine = self.engine("ranker")
         inputs = example("ranker")

@@ -26,7 +26,10 @@ def test_tastes_come_from_plays_and_kids_stay_at_home(tmp_path: Path) -> None:
     moves = moves_of(viewers, seed=0)
     moved = [viewers.genres[place] for place, to in enumerate(moves) if to != place]
     assert set(moved) == set(viewers.genres) - {"Animation", "Family"}
-    assert not np.allclose(viewers.shifted(moves).taste, viewers.taste)
+    shifted = viewers.shifted(moves).taste
+    assert np.allclose(shifted.sum(axis=1), 1.0)
+    unloved = [genre for genre, liked in zip(viewers.genres, shifted.sum(axis=0), strict=True) if liked == 0]
+    assert len(unloved) == len(moved) // 2
 
 
 @pytest.mark.skipif(not os.environ.get("PLAYHEAD_TEST_DEMO"), reason="takes minutes: make test-demo")
@@ -41,7 +44,12 @@ def test_a_shift_of_taste_ends_in_a_better_champion_and_a_poisoned_one_is_rolled
         warm_up_s=20.0, stage_s=5.0, first_share=0.5, learn_events=1_500, patience_s=300.0, poison_share=0.5,
     )  # fmt: skip
     told: list[str] = []
-    report = run(demo, settings, TerminalReporter(Console()), lambda at_s, text: told.append(f"{at_s:+.0f} {text}"))
+
+    def tell(at_s: float, text: str) -> None:
+        told.append(f"{at_s:+.0f} {text}")
+        print(told[-1], flush=True)  # noqa: T201 - so that it is seen how far it came
+
+    report = run(demo, settings, TerminalReporter(Console()), tell)
     story = "\n".join(told)
     steps = [report[name] for name in ("drift_s", "trained_s", "gate_s", "rollout_s", "promoted_s")]
     assert steps == sorted(steps), story
