@@ -1,7 +1,8 @@
 """Swaps of a model under load, measured: `python -m deployments.bench_swaps`.
 
 Brings Playhead up in a home folder of its own, with two versions of the recommender that differ in name alone, and asks
-for home pages in an open loop at a share of the peak. First nothing is changed; then, at the same rate and in one run,
+for home pages in an open loop at a share of the peak, which is the highest rate of such a loop that is answered with a
+p99 of PEAK_P99_MS and no failure. First nothing is changed; then, at the same rate and in one run,
 one version after the other is made the champion over HTTP, each once the one before is live, until the run is about to
 end: no swap without load. Reported: failed and late requests beside those without swaps, percentiles over all requests,
 how many swaps there were and how long one takes, and the memory of the gateway's process after the first swaps and
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,13 @@ MODEL: Final = "recommend"
 BAR: Final = 1.5
 """Times the p99 without swaps that the p99 with them may be. What took longer than that is late."""
 
+PEAK_P99_MS: Final = 50.0
+"""Of a rate that is not beyond the peak."""
+
 _PEAK_CONCURRENCY: Final = 16
 _PEAK_S: Final = 8.0
+_PEAK_PROBES: Final = 6
+"""Halvings between nothing and the rate of a closed loop."""
 _WARM_S: Final = 5.0
 _ASKED_S: Final = 60.0
 """Of the run without swaps."""
@@ -190,6 +196,29 @@ class Swaps:
         return next((one["version"] for one in models if one["name"] == MODEL and one["role"] == "champion"), None)
 
 
+def peak_rps(load_at: Callable[[float], Load], most_rps: float) -> float:
+    """The highest rate that is answered in time, to a 64th of `most_rps`.
+
+    Args:
+        load_at: asks at a rate, requests a second, for a while.
+        most_rps: more than that is not tried.
+
+    Raises:
+        StackError: no rate that was tried is.
+    """
+    low, high = 0.0, most_rps
+    for _ in range(_PEAK_PROBES):
+        rate = (low + high) / 2
+        load = load_at(rate)
+        low, high = (rate, high) if not load.failed and load.p99_ms <= PEAK_P99_MS else (low, rate)
+    if not low:
+        raise StackError(
+            field="peak", got=f"less than {high:.1f} pages a second", expected=f"a p99 of {PEAK_P99_MS:g} ms",
+            next_step="End what else this machine does, or use a larger one.",
+        )  # fmt: skip
+    return low
+
+
 def gateway_pid(state: StackState) -> int:
     """The process that answers: of the stack's Ray workers the one that runs the gateway's replica."""
     workers = [process for part in state.parts.values() for process in part.session()]
@@ -221,12 +250,10 @@ def run(
         audience = Audience.of_dataset(own.datasets / up.state.data)
         scenario = read_scenario("home")
         exchanges = [[("GET", f"/v1/home?profile_id={name}", None)] for name in audience.profile_ids[:200]]
-        peak = measure(up.state.url, exchanges, concurrency=_PEAK_CONCURRENCY, seconds=_PEAK_S).exchanges_rps
-        rate = share * peak
-        console.print(f"peak {peak:.0f} pages a second; asking for {rate:.0f}")
+        most = measure(up.state.url, exchanges, concurrency=_PEAK_CONCURRENCY, seconds=_PEAK_S).exchanges_rps
         client = ClientSettings(base_url=up.state.url)
 
-        def asked(seconds: float, turn: int) -> Recording:
+        def asked(seconds: float, turn: int, rate: float) -> Recording:
             start_ms, run_id = int(time.time() * 1e3), uuid.uuid4().hex[:12]
             plan = plan_requests(
                 scenario,
@@ -239,12 +266,15 @@ def run(
             )
             return run_plan(plan, client)
 
-        asked(_WARM_S, 0)
-        before = Load.of(asked(_ASKED_S, 1))
+        asked(_WARM_S, 0, most / 4)
+        peak = peak_rps(lambda rate: Load.of(asked(_PEAK_S, 0, rate)), most)
+        rate = share * peak
+        console.print(f"peak {peak:.0f} pages a second, {most:.0f} in a closed loop; asking for {rate:.0f}")
+        before = Load.of(asked(_ASKED_S, 1, rate))
         done = Swaps(up.state.url, token, (second.name, first.name), gateway_pid(up.state))
         seconds = (swaps + 1) * _SWAP_S
         with done.going_on(seconds):
-            during = Load.of(asked(seconds, 2), before.p99_ms)
+            during = Load.of(asked(seconds, 2, rate), before.p99_ms)
     if done.trouble or not done.seconds:
         raise StackError(field="swaps", got=done.trouble or "none", expected="each live",
                          next_step="See the service's logs.")  # fmt: skip
@@ -252,7 +282,7 @@ def run(
     return {
         "swaps": len(done.seconds), "swaps_wanted": swaps,
         "swap_s": {"median": float(np.median(done.seconds)), "max": max(done.seconds)},
-        "peak_rps": peak, "rate_rps": rate, "before": asdict(before), "during": asdict(during),
+        "peak_rps": peak, "closed_rps": most, "rate_rps": rate, "before": asdict(before), "during": asdict(during),
         "niceness": niceness, "p50_ratio": during.p50_ms / before.p50_ms, "p99_ratio": during.p99_ms / before.p99_ms,
         "memory_mib": {
             f"after {settled + 1}": done.memory_bytes[settled] / 2**20, "after all": done.memory_bytes[-1] / 2**20,

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from deployments import bench_swaps
-from deployments.bench_swaps import Load, Swaps, borrowed
+from deployments.bench_swaps import Load, Swaps, borrowed, peak_rps
+from deployments.state import StackError
 from loadtests.client import ClientSettings, Outcome, Recording
 from serve.artifacts import read_artifact
 from serve.rollout.standing import SERVING
@@ -24,6 +25,17 @@ def test_percentiles_are_over_all_and_the_late_are_counted() -> None:
     assert (load.requests, load.failed, load.late) == (201, 1, 5)
     assert (load.p50_ms, load.p99_ms, load.max_ms) == (10.0, 100.0, 100.0)
     assert Load.of(recording).late == 0
+
+
+def test_the_peak_is_the_highest_rate_that_is_answered_in_time() -> None:
+    def load_at(rate: float, most: float) -> Load:
+        p99_ms = 10.0 if rate <= most else 400.0
+        return Load(requests=100, failed=0, degraded=0, p50_ms=5.0, p99_ms=p99_ms, max_ms=p99_ms, late=0)
+
+    assert peak_rps(lambda rate: load_at(rate, 300.0), 640.0) == pytest.approx(300.0, abs=10)
+    assert peak_rps(lambda rate: load_at(rate, 9_999.0), 640.0) == pytest.approx(640.0, abs=10)
+    with pytest.raises(StackError, match="peak"):
+        peak_rps(lambda rate: load_at(rate, 0.0), 640.0)
 
 
 def test_swaps_are_made_while_there_is_load(monkeypatch: pytest.MonkeyPatch) -> None:

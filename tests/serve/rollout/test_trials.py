@@ -70,12 +70,25 @@ def test_a_trial_goes_on_where_it_was(store: redis.Redis) -> None:
     pages = [page(number, f"p{number}", seconds=0.001 * (1 + number % 7)) for number in range(5_000)]
     one.see(store, pages, 12.0, is_drifting=False)
     other = Trial.from_state(orjson.loads(orjson.dumps(one.state())))
-    slow = [page(9_000 + number, f"s{number}", seconds=1.0) for number in range(50)]
+    slow = [page(9_000 + number, f"s{number}", seconds=1.0 + number / 1000) for number in range(50)]
     one.see(store, slow, 1.0, is_drifting=False)
     store.delete(*store.keys("playhead:rollout:seen:*:slow"), *store.keys("playhead:rollout:seen:*:very_slow"))
     other.see(store, slow, 1.0, is_drifting=False)
     assert counted(one, "slow") == counted(other, "slow")
     assert sum(counted(one, "slow")) == 50
+
+
+def test_pages_of_one_batch_are_slow_once(store: redis.Redis) -> None:
+    trial = Trial(PLAN)
+    usual = [page(number, f"p{number}", seconds=0.001 * (1 + number % 7)) for number in range(5_000)]
+    trial.see(store, usual, 12.0, is_drifting=False)
+    names = [f"s{number}" for number in range(200)]
+    mine = [name for name in names if assign(PLAN, name).challenged]
+    paused = [page(9_000 + number, name, seconds=0.5) for number, name in enumerate(mine)]
+    decision = trial.see(store, paused, 1.0, is_drifting=False)
+    assert len(mine) > 50
+    assert counted(trial, "slow") == counted(trial, "very_slow") == (1, 0)
+    assert decision.action == "wait"
 
 
 def traffic(seconds: int, rng: random.Random, *, plays: float, worse: float) -> Iterator[list[dict[str, Any]]]:
