@@ -21,6 +21,9 @@ from features.settings import Settings
 _LOOK_S: Final = 0.1
 _DOWN_DEADLINE_S: Final = 60.0
 
+_children: Final[dict[int, subprocess.Popen[bytes]]] = {}
+"""Stacks that this process started, by pid: whoever ends one takes leave of it."""
+
 
 def start(
     settings: Settings, options: StackOptions, reporter: Reporter, environment: Mapping[str, str] | None = None
@@ -52,6 +55,7 @@ def start(
             env={**os.environ, **(environment or {}), "PLAYHEAD_HOME": str(settings.home)},
             start_new_session=True,
         )
+    _children[process.pid] = process
     try:
         return _follow(folder, process, reporter)
     except KeyboardInterrupt:
@@ -73,6 +77,7 @@ def end(settings: Settings, reporter: Reporter) -> int:
     if not folder.lock.is_file():
         return 0
     lock, ended, asked = StackLock(folder), 0, False
+    child = _children.pop(lock.holder() or 0, None)
     deadline = time.monotonic() + _DOWN_DEADLINE_S
     while not lock.take():
         state = None if asked else StackState.read(folder)  # one that starts tells who it is soon after its lock
@@ -90,6 +95,8 @@ def end(settings: Settings, reporter: Reporter) -> int:
                 next_step="kill -9 that process, then run `playhead down` again: it ends what is left.",
             )
         time.sleep(_LOOK_S)
+    if child is not None:
+        child.wait(_DOWN_DEADLINE_S)
     try:
         return ended + clean(folder, reporter)
     finally:

@@ -77,6 +77,7 @@ def train_candidate(
     resume: bool = False,
     tracked: bool = True,
     origin: str = "",
+    checked: DataProfile | None = None,
     **options: Any,
 ) -> Artifact:
     """Train a version of a model in this process; the champion stays what it is.
@@ -92,6 +93,7 @@ def train_candidate(
         until_ms: recommend: only events before this time are used, UTC milliseconds; None: all.
         resume: take up the run with the same arguments that was interrupted, if there is one.
         tracked: whether data is checked, and run and version are told to the registry.
+        checked: recommend: profile of data that was found right already, and is not checked again.
         options: recommend: `workers` (processes that share the encoder's fit) and `streaming` (True, False, or None: as
             the data's size asks for), which need a Ray that is connected, `since_ms`, and `fitting`, of the encoder.
             bitrate: `material`, `rounds`, `minutes`. quality: `folder`, `encodes`, `workers`.
@@ -101,6 +103,7 @@ def train_candidate(
 
     Raises:
         InvalidInput: no such model, no champion to start from, or data that is too small.
+        UnfitParent: recommend: that version's weights can't be started from.
         DataRefused: data that no model should learn from.
         ArtifactError: the champion is damaged, or the export failed.
     """
@@ -123,7 +126,9 @@ def train_candidate(
         if model == MODEL:
             if dataset is None:
                 raise InvalidInput(field="dataset", got=None, expected="a data set", next_step="Name one with --data.")
-            artifact = _recommend(dataset, settings, reporter, tracked=tracked, until_ms=until_ms, **common, **options)
+            artifact = _recommend(
+                dataset, settings, reporter, tracked=tracked, checked=checked, until_ms=until_ms, **common, **options
+            )
         elif model == BITRATE:
             artifact = _bitrate(settings, reporter, **common, **options)
         elif model == QUALITY:
@@ -247,13 +252,15 @@ class _JobReporter:
 
 def _recommend(
     dataset: Dataset, settings: Settings, reporter: Reporter, *, seed: int, parent: Artifact | None, resume: bool,
-    run: str, until_ms: int | None, tracked: bool, workers: int = 1, streaming: bool | None = None,
-    fitting: EncoderFit | None = None, since_ms: int | None = None,
+    run: str, until_ms: int | None, tracked: bool, checked: DataProfile | None = None, workers: int = 1,
+    streaming: bool | None = None, fitting: EncoderFit | None = None, since_ms: int | None = None,
 ) -> Artifact:  # fmt: skip
     torch.set_num_threads(threads())
     if streaming is None:
         streaming = tracked and _is_large(dataset)
-    profile = _check(dataset, settings, reporter, streaming=streaming) if tracked else None
+    profile = checked
+    if tracked and checked is None:
+        profile = _check(dataset, settings, reporter, streaming=streaming)
     kind = "" if until_ms is None else f"-until-{until_ms}"
     checkpoint = _checkpoint(settings, f"{MODEL}-{dataset.name}-{seed}{kind}", resume=resume)
     with phase(reporter, "training") as found:

@@ -4,15 +4,16 @@ Importing this module imports torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from deployments.candidates import advance, threads
+from deployments.candidates import BITRATE, advance, threads
 from deployments.progress import Moment, Notice, Reporter, phase
+from deployments.state import store_url
 from features.events import EventKind
 from features.renditions import Rendition, store_renditions
 from features.settings import Settings
@@ -20,7 +21,9 @@ from serve.artifacts import Artifact, read_artifact, read_champion, set_champion
 from serve.quality.libvmaf import NAME as LIBVMAF
 from serve.quality.noreference import NoReferenceScorer
 from serve.quality.scorer import ENGINE, FullReferenceScorer
-from training.bitrate.comparison import Request, compare
+from serve.rollout.standing import champion_folder
+from training.bitrate.comparison import ALL, Request, compare
+from training.bitrate.evaluate import PLAYHEAD
 from training.datasets import Dataset, prepare
 from training.quality.export import NAME as VMAF
 from training.quality.export import export_vmaf
@@ -61,17 +64,25 @@ def evaluate_bitrate(request: Request, settings: Settings, reporter: Reporter) -
     """Measure bitrate policies over the same traces.
 
     Args:
-        request: which traces, title, QoE and policies.
-        settings: where models lie.
+        request: which traces, title, QoE and policies; where it names no model, `playhead` is the version that answers.
+        settings: where models and the store are.
         reporter: told of the phase `evaluation`.
 
     Returns:
         As training.bitrate.comparison.compare.
     """
+    if request.model is None and {ALL, PLAYHEAD} & set(request.policies):
+        live = _live(settings, BITRATE)
+        request = replace(request, model=None if live is None else live.name)
     with phase(reporter, "evaluation") as found:
         report = compare(request, settings.models, advance(reporter, "evaluation"))
         found.append(f"{report['setting']['traces']} traces of {report['setting']['segments']} segments")
     return report
+
+
+def _live(settings: Settings, model: str) -> Path | None:
+    """Folder of the version that answers; of the stack's store, where one is up."""
+    return champion_folder(replace(settings, redis_url=store_url(settings)), model)
 
 
 def interactions_of_dataset(dataset: Dataset) -> Interactions:
@@ -98,7 +109,7 @@ def evaluate_quality(
 
     Returns:
         `vmaf` and `libvmaf` (pooled figures and `frames`), `difference` where both were asked for, `no_reference` where
-        the model `quality` is live, and how the clips were brought together.
+        a version of the model `quality` answers, and how the clips were brought together.
     """
     scorer = FullReferenceScorer(vmaf_artifact(settings, reporter))
     report: dict[str, Any] = {"model": model, "every": every}
@@ -127,7 +138,7 @@ def evaluate_quality(
             "mean_absolute": float(np.abs(away).mean()), "max_absolute": float(np.abs(away).max()),
             "worst_frame": int(first.indices[worst]),
         }  # fmt: skip
-    if (live := read_champion(settings.models, QUALITY)) is not None:
+    if (live := _live(settings, QUALITY)) is not None:
         height = first.alignment.reference.height
         report["no_reference"] = asdict(NoReferenceScorer(read_artifact(live)).score(distorted, display_height=height))
     report["corrections"] = list(first.alignment.corrections)

@@ -1,10 +1,12 @@
 -- Commits events of one profile: its record, the log, the ids seen and the titles' statistics change together or not at all.
 --
--- KEYS: 1 the profile's record; 2 the log; then per event the key that marks its id as seen; then per title its record.
+-- KEYS: 1 the profile's record; 2 the log; then per event the key that marks its id as seen; then per title its record;
+--       last the count of all plays.
 -- ARGV: 1 the record's version that the caller read ("" none); 2 seconds to remember ids; 3 number of events; 4 number of
 --       titles; 5 number of following fields and values of the profile's record; these; then per event its JSON; then 8
 --       hash fields of a title's record (impressions, plays, finishes, thumbs_up, thumbs_down, last_ts_ms, trend, _ts);
---       then per title 7 numbers to add to the first five, to take the maximum with, and to add in log2 space.
+--       then per title 7 numbers to add to the first five, to take the maximum with, and to add in log2 space; last the
+--       number of plays.
 -- Returns 1, or 0 where the record changed since it was read or an id was seen meanwhile: read again and retry.
 -- A record's key of another type than a hash is none of ours: it is set aside under another name, and the record begun anew.
 -- The log is written first: where it cannot be, nothing is.
@@ -91,4 +93,6 @@ for t = 1, n_titles do
   redis.call('HSET', key, fields[6], ' ' .. varint(last), fields[7], ')' .. struct.pack('<d', trend), fields[8], ts, unpack(row))
   at = at + 7
 end
+local plays = tonumber(ARGV[at + 1])
+if plays > 0 then redis.pcall('INCRBY', KEYS[#KEYS], plays) end
 return 1

@@ -1,10 +1,10 @@
 """Events in: durable in the log, and in the profile's features, before the caller is told.
 
 One Lua script commits the events of one profile: it appends them to the log, marks their ids as seen, replaces the
-profile's record and adds to the titles' statistics. The store runs a script whole or not at all, so at every moment an
-event is either in all four places or in none. The record is replaced only if nobody else replaced it since it was read
-(its version is compared); a writer that lost reads again and folds again, so no event is lost to a race. Within one
-process writers of one profile take turns instead.
+profile's record, adds to the titles' statistics, and counts plays. The store runs a script whole or not at all, so at
+every moment an event is either in all of these places or in none. The record is replaced only if nobody else replaced
+it since it was read (its version is compared); a writer that lost reads again and folds again, so no event is lost to a
+race. Within one process writers of one profile take turns instead.
 
 What a caller's retry meets, by when the writer, the connection or the store died:
 - before the script ran: nothing is stored; the retry is the first try;
@@ -44,6 +44,9 @@ from features.views import TITLE_STATS
 
 STREAM: Final = "playhead:events"
 """The event log: a Redis Stream whose entries hold one field, `event`, an Event as JSON."""
+
+PLAYS: Final = "playhead:plays"
+"""Key of the number of plays that the log ever took in: what models learn from. Of another type, it is left alone."""
 
 VERSION_FIELD: Final = b"playhead:version"
 """Field of a profile's record that grows by one with each commit; Feast does not look at it."""
@@ -106,7 +109,7 @@ class CommitScript:
         """
         changes = title_changes(events)
         keys = [profile_key(profile_id), STREAM.encode(), *(seen_key(event.event_id).encode() for event in events)]
-        keys += [title_key(title) for title in changes]
+        keys += [*(title_key(title) for title in changes), PLAYS.encode()]
         return [
             len(keys),
             *keys,
@@ -119,6 +122,7 @@ class CommitScript:
             *(event.model_dump_json(exclude_defaults=True) for event in events),
             *_TITLE_FIELDS,
             *(number for change in changes.values() for number in change),
+            sum(event.kind is EventKind.PLAY for event in events),
         ]
 
 

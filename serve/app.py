@@ -322,7 +322,7 @@ def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator], compar
     given = IntakeSettings(media=settings.media, models=settings.models, device=arguments.device, limits=limits)
     return QualityStage(
         store=store,
-        intake=Intake(given, store),
+        intake=Intake(given, store, lambda: estimators.lineup.champion.version),
         runner=QualityRunner(store, limits.running),
         estimator=lambda: estimators.lineup.champion,
         compared=compared,

@@ -74,7 +74,7 @@ class LearningDemo:
         warm_up_s: before the taste shifts.
         stage_s: that a stage of the rollout lasts at least.
         first_share: of the challenger.
-        learn_events: events since the drift that an update waits for.
+        learn_events: plays since the drift that an update waits for.
         patience_s: longest wait for each thing that is to be shown.
         poison_share: of viewers who get the poisoned version.
         seed: of everything random.
@@ -90,7 +90,7 @@ class LearningDemo:
     warm_up_s: float = 180.0
     stage_s: float = 60.0
     first_share: float = 0.1
-    learn_events: int = 8_000
+    learn_events: int = 4_700
     patience_s: float = 1_200.0
     poison_share: float = 0.5
     seed: int = 0

@@ -20,7 +20,7 @@ import redis
 
 from deployments.learning.policy import Facts, LearningPolicy, Trigger, due
 from features.settings import Settings
-from features.stream import STREAM
+from features.stream import PLAYS
 from serve.learning import Step, state_key, step_arguments
 from serve.rollout.board import load_plan, plan_key
 from serve.watchtower.board import connect
@@ -54,9 +54,9 @@ class Memory:
     Attributes:
         last_ms: when the last update ended, or the model was seen first, UTC milliseconds.
         failed: whether that update failed.
-        taken: events that the store had ever taken in at the last update's snapshot.
+        taken: plays that the store had ever taken in at the last update's snapshot.
         drift_ms: since when the audience drifts; None: it does not.
-        drift_taken: events that it had taken in when that was seen.
+        drift_taken: plays that it had taken in when that was seen.
         update: the update that goes on; empty: none.
         trigger: why it does.
         attempts: how often it was started.
@@ -183,12 +183,12 @@ class Learner:
         memory.drift_ms, memory.drift_taken = None, taken
 
     def _taken(self) -> int:
-        """How many watch events the store has ever taken in."""
+        """How many plays the store has ever taken in; what is only shown teaches nothing."""
+        counted: Any = self._store.get(PLAYS)
         try:
-            told: Any = self._store.xinfo_stream(STREAM)
-        except redis.ResponseError:  # nobody told any yet
-            return 0
-        return int(told["entries-added"])
+            return int(counted or 0)
+        except ValueError as error:
+            raise redis.DataError(f"{PLAYS} holds {counted!r:.80}, no count: delete it, and it counts anew") from error
 
     def _trying(self, model: str) -> bool:
         dumped: Any = self._store.get(plan_key(model))

@@ -1,6 +1,6 @@
 """When a model is to be updated: decided by facts alone, so that it can be told and tested.
 
-An update is due when the audience drifts, when enough new events have come, or when the last is long ago; never while a
+An update is due when the audience drifts, when enough new plays have come, or when the last is long ago; never while a
 rollout of the model goes on (what is tried would be judged against a champion that changes), never sooner than a rest
 after the last, and never with too little that is new to judge a candidate by.
 """
@@ -23,20 +23,23 @@ _LONGEST_S: Final = 366 * 86_400.0
 class LearningPolicy:
     """When to update, and how. Each number may be set in the environment: PLAYHEAD_LEARN_EVERY_S and so on.
 
+    Events are plays: they are what is learned from and judged by. What is only shown, and what follows a play, counts
+    for nothing here.
+
     Attributes:
         every_s: longest time between updates, if there is anything new; 0: no schedule.
-        new_events: so many new events make one due; 0: they never do.
+        new_events: so many new plays make one due; 0: they never do.
         drift_events: so many that came since the drift began suffice for an update because of it.
         least_events: with fewer new ones none is due for whatever reason.
         rest_s: shortest time between the ends of two updates; three times that after a failed one.
-        held_out: share of the new events, the newest, that the gate judges by and nothing is trained on.
+        held_out: share of the new plays, the newest, that the gate judges by and nothing is trained on.
         first_share: of a challenger that passed the gate.
     """
 
     every_s: float = 86_400.0
-    new_events: int = 50_000
-    drift_events: int = 3_000
-    least_events: int = 2_000
+    new_events: int = 20_000
+    drift_events: int = 1_500
+    least_events: int = 1_000
     rest_s: float = 3_600.0
     held_out: float = 0.3
     first_share: float = STAGES[0]
@@ -89,12 +92,12 @@ class Facts:
 
     Attributes:
         now_ms: the store's time, UTC milliseconds.
-        new_events: that came since the last update took its snapshot.
+        new_events: plays that came since the last update took its snapshot.
         last_ms: when the last update ended, or the learner first saw the model.
         failed: whether the last update failed, at whatever step.
         trying: whether a rollout of the model goes on.
         drift_ms: since when its audience drifts; None: it does not.
-        drift_events: new events since then.
+        drift_events: new plays since then.
     """
 
     now_ms: int
@@ -134,10 +137,10 @@ def due(policy: LearningPolicy, facts: Facts) -> Trigger | None:
         return None
     if facts.drift_ms is not None and facts.drift_events >= policy.drift_events:
         return Trigger(
-            cause="drift", reason=f"the audience drifts; {facts.drift_events:,} events since", since_ms=facts.drift_ms
+            cause="drift", reason=f"the audience drifts; {facts.drift_events:,} plays since", since_ms=facts.drift_ms
         )
     if policy.new_events and facts.new_events >= policy.new_events:
-        return Trigger(cause="events", reason=f"{facts.new_events:,} new events")
+        return Trigger(cause="events", reason=f"{facts.new_events:,} new plays")
     if policy.every_s and rested_s >= policy.every_s:
         return Trigger(cause="schedule", reason=f"{rested_s / 3600:.1f} h since the last")
     return None

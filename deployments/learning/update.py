@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -32,17 +32,19 @@ from serve.artifacts import Artifact, Manifest, read_artifact
 from serve.clock import now_ms
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.learning import STEPS, Name, Step, load_steps, step_arguments
+from serve.learning import Moment as StepMoment
 from serve.logs import configure
 from serve.rollout.board import change_arguments, load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
 from serve.rollout.standing import find_champion
 from serve.watchtower.board import Store, connect
 from training.checks import check_data, require
-from training.data_profiles import read_profile
+from training.data_profiles import DataProfile, read_profile
 from training.datasets import Dataset, open_dataset
 from training.gates.gate import gate
 from training.gates.recommend import RecommendSettings
 from training.mirroring import lacks
+from training.recommend.warm import UnfitParent
 from training.snapshots import take_snapshot
 
 DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
@@ -79,6 +81,7 @@ class Update:
         trigger: why.
         base: data set that the live events are added to.
         reporter: told of the progress.
+        options: of the training, as `train_candidate` takes them.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Update:
         *,
         base: str,
         reporter: Reporter,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -101,6 +105,7 @@ class Update:
         self._trigger = trigger
         self._base = base
         self._reporter = reporter
+        self._options = dict(options or {})
 
     def run(self) -> Artifact:
         """Do it all; the candidate's rollout has begun when this returns.
@@ -122,7 +127,7 @@ class Update:
 
     def tell_end(self, text: str) -> None:
         """Tell that it ended before its time."""
-        self._tell(Step(model=self._model, update=self._update, name="update", moment="failed", ts=now_ms(), text=text))
+        self._tell_step("update", "failed", text)
 
     def _run(self) -> Artifact:
         with self._step("update", self._trigger.reason) as whole:
@@ -136,15 +141,9 @@ class Update:
                 report = check_data(dataset, read_profile(self._settings, self._model))
                 told.evidence.update(report.as_json())
                 require(report)
-                told.text.append("nothing wrong")
+                told.text.append("; ".join(map(str, report.problems)) or "nothing wrong")
             with self._step("training") as told:
-                candidate, _ = run_as_job(
-                    self._model, self._settings, self._reporter, dataset=dataset, warm=True,
-                    origin=champion.version, until_ms=cut_ms,
-                    since_ms=self._trigger.since_ms, resume=True,
-                )  # fmt: skip
-                told.text.append(f"{candidate.version} from {champion.version}")
-                told.evidence.update(version=candidate.version, metrics=dict(candidate.manifest.metrics))
+                candidate = self._train(told, champion, dataset, cut_ms, report.profile)
             with self._step("gate") as told:
                 self._gate(told, candidate, champion, dataset, cut_ms)
             with self._step("rollout") as told:
@@ -196,6 +195,27 @@ class Update:
                 next_step="Wait for more, or see whether players name what they play.",
             )  # fmt: skip
         return dataset, int(times[len(times) - held_out]), held_out
+
+    def _train(self, told: _Told, champion: Artifact, dataset: Dataset, cut_ms: int, checked: DataProfile) -> Artifact:
+        """A version that starts from the champion's weights, or cold on all that is known where it can't."""
+
+        def made(**how: Any) -> Artifact:
+            candidate, _ = run_as_job(
+                self._model, self._settings, self._reporter, dataset=dataset, until_ms=cut_ms, resume=True,
+                checked=checked, **how, **self._options,
+            )  # fmt: skip
+            return candidate
+
+        try:
+            candidate = made(warm=True, origin=champion.version, since_ms=self._trigger.since_ms)
+            told.text.append(f"{candidate.version} from {champion.version}")
+        except UnfitParent as error:  # of an older Playhead: the next version is of this one
+            told.evidence.update(cold=str(error))
+            self._tell_step("training", "begun", f"cold, for {error}")
+            candidate = made()
+            told.text.append(f"{candidate.version}, cold: the weights of {champion.version} can't be started from")
+        told.evidence.update(version=candidate.version, metrics=dict(candidate.manifest.metrics))
+        return candidate
 
     def _gate(self, told: _Told, candidate: Artifact, champion: Artifact, dataset: Dataset, cut_ms: int) -> None:
         verdict = gate(
@@ -267,26 +287,20 @@ class Update:
     @contextmanager
     def _step(self, name: Name, begins: str = "") -> Iterator[_Told]:
         """Tell a step that begins, and how it ends."""
-        self._tell(Step(model=self._model, update=self._update, name=name, moment="begun", ts=now_ms(), text=begins))
+        self._tell_step(name, "begun", begins)
         told = _Told([], {})
         try:
             yield told
         except (PlayheadError, FeaturesError) as error:
-            self._tell(
-                Step(
-                    model=self._model, update=self._update, name=name, moment="failed", ts=now_ms(), text=str(error),
-                    evidence=told.evidence,
-                )
-            )  # fmt: skip
+            self._tell_step(name, "failed", str(error), told.evidence)
             raise
-        self._tell(
-            Step(
-                model=self._model, update=self._update, name=name, moment="done", ts=now_ms(),
-                text="; ".join(told.text), evidence=told.evidence,
-            )
-        )  # fmt: skip
+        self._tell_step(name, "done", "; ".join(told.text), told.evidence)
 
-    def _tell(self, step: Step) -> None:
+    def _tell_step(self, name: Name, moment: StepMoment, text: str, evidence: Mapping[str, Any] | None = None) -> None:
+        step = Step(
+            model=self._model, update=self._update, name=name, moment=moment, ts=now_ms(), text=text,
+            evidence=evidence or {},
+        )  # fmt: skip
         self._store.execute_command(*step_arguments(step))  # type: ignore[no-untyped-call]
         self._reporter.tell(Notice(phase=step.name, moment=Moment.NOTE, text=f"{step.moment} {step.text}"))
         _log.info("%s %s: %s %s %s", step.model, step.update, step.name, step.moment, step.text)

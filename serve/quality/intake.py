@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -43,11 +43,15 @@ class Intake:
     Args:
         settings: what jobs are made with.
         store: where jobs go.
+        live: the version of the model `quality` that answers; None: as the models' folder says.
     """
 
-    def __init__(self, settings: IntakeSettings, store: JobStore) -> None:
+    def __init__(
+        self, settings: IntakeSettings, store: JobStore, live: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._settings = settings
         self._store = store
+        self._live = live
         self._known: dict[str, tuple[Path, tuple[str, ...]]] = {}
 
     def ask(self, request: QualityRequest, uploaded: Mapping[Side, BinaryIO] | None = None) -> str:
@@ -118,7 +122,9 @@ class Intake:
         """Folder of the live version of an artifact, and the VMAF models in it; read once for each version."""
         missing = no_model if name == MODEL else _no_vmaf
         try:
-            folder = read_champion(self._settings.models, name)
+            version = self._live() if name == MODEL else None
+            models_of = self._settings.models
+            folder = read_champion(models_of, name) if version is None else models_of / name / version
             if folder is None:
                 raise missing("none")
             known = self._known.get(name)

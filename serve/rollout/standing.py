@@ -1,4 +1,4 @@
-"""Which version answers, for those who are no gateway: training, gates and commands.
+"""Which version answers, for those who are no gateway: training, gates, evaluations and commands.
 
 It is found as a gateway of this machine finds it (serve.rollout.follower): by the plan in the store, else by the note
 of the gateways here, else by the folder's `champion`; but a version that was named in the folder and not taken into
@@ -53,6 +53,20 @@ def find_champion(settings: Settings, model: str) -> str | None:
     if plan is not None and plan.champion is not None:
         return plan.champion
     return (serving.get("champion") or named) if serving.get("taken") == named else named
+
+
+def champion_folder(settings: Settings, model: str) -> Path | None:
+    """Folder of the version that `find_champion` finds, which may not lie on this machine; None: there is none.
+
+    Args:
+        settings: where models and the store are.
+        model: which.
+
+    Raises:
+        ArtifactError: the folder's `champion` names no version that is there.
+    """
+    version = find_champion(settings, model)
+    return None if version is None else settings.models / model / version
 
 
 def _read_plan(settings: Settings, model: str) -> RolloutPlan | None:

@@ -16,7 +16,7 @@ from features.events import Event, EventKind
 from features.online import OnlineFeatures
 from features.popularity import TitleStatistics, title_key
 from features.records import profile_key
-from features.stream import MAX_BATCH, STREAM, EventWriter, WriteReceipt, seen_key
+from features.stream import MAX_BATCH, PLAYS, STREAM, EventWriter, WriteReceipt, seen_key
 from features.views import TITLE_STATS
 
 START = 1_700_000_000_000
@@ -60,6 +60,7 @@ async def test_a_batch_is_stored_once(writer, features, client):
     counts = [(await features.read(f"p{index}")).stats.counts for index in range(7)]
     assert sum(sum(count.values()) for count in counts) == 101
     assert writer.outcomes["accepted"] == 101
+    assert int(client.get(PLAYS)) == sum(event.kind is EventKind.PLAY for event in logged(client))
     assert client.ttl(seen_key("p1-1")) > 6 * 24 * 3600
 
 
@@ -163,7 +164,8 @@ async def test_a_key_of_another_type_holds_nobody_up(settings, writer, features,
     """Profiles', titles' and marks' keys that somebody wrote over: all events are stored once, the others as ever."""
     how, *what = poison
     await writer.write([an_event(0, "good"), an_event(1, "good")])
-    for key in (profile_key("bad"), title_key("t2"), seen_key("good-3")):
+    for key in (profile_key("bad"), title_key("t2"), seen_key("good-3"), PLAYS):
+        client.delete(key)
         getattr(client, how)(key, *what)
     events = [*(an_event(index, "good") for index in range(2, 5)), *(an_event(index, "bad") for index in range(4))]
     receipt = await writer.write(events)

@@ -275,8 +275,9 @@ def train_recommend(
     Raises:
         NotFound: there is no data set.
         DatasetError: it is altered.
-        InvalidInput: it is too small, or the parent does not fit.
-        ArtifactError: the parent is damaged, or the export failed.
+        InvalidInput: it is too small.
+        UnfitParent: the parent's weights can't be started from.
+        ArtifactError: the export failed.
         Unavailable: workers died too often.
     """
     dataset = open_dataset(dataset_dir)

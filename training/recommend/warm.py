@@ -10,6 +10,7 @@ Shapes: V titles of the new vocabulary, W of the parent's, d width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -26,6 +27,10 @@ RATE_SHARE = 0.25
 """Of a cold fit's learning rate: what the parent knows is to be kept."""
 
 PATIENCE = 2
+
+
+class UnfitParent(InvalidInput):
+    """A version whose weights this code can't start from: of another architecture, or without the files for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ def read_parent(artifact: Artifact) -> Parent:
 
     Raises:
         InvalidInput: it is a version of another model.
-        ArtifactError: a file is damaged, or holds more than a graph and plain tensors.
+        UnfitParent: a file is missing, damaged, or not what this code reads.
     """
     if artifact.manifest.name != "recommend":
         raise InvalidInput(
@@ -60,19 +65,27 @@ def read_parent(artifact: Artifact) -> Parent:
             next_step="Start from a version of the same model, or cold.",
         )  # fmt: skip
     states = {}
-    for graph in ("titles", "encoder"):
-        relative = f"{graph}.pt2"
-        program = load_program(artifact.read_bytes(relative), field=f"files.{relative}")
-        states[graph] = {name: value.detach().clone() for name, value in program.state_dict.items()}
-    table = read_table(artifact, "vocabulary").sort_by("row")
+    try:
+        for graph in ("titles", "encoder"):
+            relative = f"{graph}.pt2"
+            program = load_program(artifact.read_bytes(relative), field=f"files.{relative}")
+            states[graph] = {name: value.detach().clone() for name, value in program.state_dict.items()}
+        vocabulary = read_table(artifact, "vocabulary").sort_by("row").column("title_id").to_pylist()
+    except (ArtifactError, KeyError, pa.ArrowInvalid) as error:
+        raise _unfit(artifact.version, str(error)) from error
     length = artifact.manifest.parameters.get("length")
     if not isinstance(length, int):
-        raise ArtifactError(
-            field="parameters.length", got=length, expected="the longest history", next_step="Start cold."
-        )
+        raise _unfit(artifact.version, f"parameters.length is {length!r}")
     return Parent(
-        version=artifact.version, length=length, vocabulary=tuple(table.column("title_id").to_pylist()),
-        titles=states["titles"], encoder=states["encoder"],
+        version=artifact.version, length=length, vocabulary=tuple(vocabulary), titles=states["titles"],
+        encoder=states["encoder"],
+    )  # fmt: skip
+
+
+def _unfit(version: str, got: str) -> UnfitParent:
+    return UnfitParent(
+        field="parent", got=f"version {version}: {got}", expected="weights of this code's encoder",
+        next_step="Start cold: train without --warm.",
     )  # fmt: skip
 
 
@@ -88,7 +101,7 @@ def take_over(model: Retrieval, vocabulary: Sequence[str], parent: Parent) -> in
         How many titles the parent knew.
 
     Raises:
-        InvalidInput: the parent has another architecture; the model is as it was.
+        UnfitParent: the parent has another architecture; the model is as it was.
     """
     known = {title_id: row for row, title_id in enumerate(parent.vocabulary, start=1)}
     state = model.encoder.state_dict() | model.titles.state_dict()
@@ -96,10 +109,7 @@ def take_over(model: Retrieval, vocabulary: Sequence[str], parent: Parent) -> in
     own["embedding.weight"] = (len(known) + 1, model.config.vector_size)
     theirs = {name: tuple(value.shape) for name, value in {**parent.encoder, **parent.titles}.items()}
     if own != theirs:
-        raise InvalidInput(
-            field="parent", got=f"version {parent.version} of another architecture",
-            expected="weights of this code's encoder", next_step="Start cold: train without --warm.",
-        )  # fmt: skip
+        raise _unfit(parent.version, "another architecture")
     rows = torch.tensor([0, *(known.get(title_id, 0) for title_id in vocabulary)])  # 0: shared by unknown titles
     with torch.no_grad():
         model.titles.embedding.weight.copy_(parent.titles["embedding.weight"][rows])

@@ -41,7 +41,7 @@ def test_a_shift_of_taste_ends_in_a_better_champion_and_a_poisoned_one_is_rolled
     (settings.models / "bitrate" / "champion").write_text(f"{policy.name}\n", encoding="utf-8")
     demo = LearningDemo(
         home=tmp_path / "demo", port=free_port(), profiles=4_000, titles=300, events=60_000, epochs=2, pages_per_s=80.0,
-        warm_up_s=20.0, stage_s=5.0, first_share=0.5, learn_events=3_000, patience_s=300.0, poison_share=0.5,
+        warm_up_s=20.0, stage_s=5.0, first_share=0.5, learn_events=2_500, patience_s=420.0, poison_share=0.5,
     )  # fmt: skip
     told: list[str] = []
 

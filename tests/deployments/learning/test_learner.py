@@ -12,13 +12,15 @@ import redis
 
 from deployments.learning.learner import ATTEMPTS, REFUSED, Learner
 from deployments.learning.policy import LearningPolicy, Trigger
+from features.events import Event
 from features.settings import Settings
-from features.stream import STREAM
+from features.stream import PLAYS, EventWriter
 from serve.learning import STEPS, load_steps, state_key
 from serve.rollout.board import plan_key
 from serve.rollout.plans import RolloutPlan
 
 MODEL = "recommend"
+START_MS = 1_790_000_000_000
 POLICY = LearningPolicy(every_s=0, new_events=10, drift_events=5, least_events=5, rest_s=0)
 
 
@@ -51,9 +53,8 @@ class Bench:
         fresh.write_text(str(status))
         fresh.rename(self.folder / f"ending-{len(self.started)}")
 
-    def events(self, count: int) -> None:
-        for _ in range(count):
-            self.store.xadd(STREAM, {"event": b"{}"})
+    def plays(self, count: int) -> None:
+        self.store.incrby(PLAYS, count)
 
     def memory(self) -> dict[str, object]:
         found: dict[str, object] = orjson.loads(self.store.get(state_key(MODEL)))
@@ -77,14 +78,14 @@ def bench(settings: Settings, store: redis.Redis, tmp_path: Path) -> Iterator[Be
         learner._store.close()
 
 
-def test_enough_new_events_start_one_update_and_its_events_count_no_more(bench: Bench) -> None:
+def test_enough_new_plays_start_one_update_and_they_count_no_more(bench: Bench) -> None:
     learner = bench.learner()
     learner.turn()
     assert bench.memory()["update"] == ""
-    bench.events(9)
+    bench.plays(9)
     learner.turn()
     assert not bench.started
-    bench.events(1)
+    bench.plays(1)
     bench.turn_until(learner, lambda: len(bench.started) == 1)
     learner.turn()
     bench.end(0)
@@ -94,16 +95,36 @@ def test_enough_new_events_start_one_update_and_its_events_count_no_more(bench: 
     assert bench.started == [(bench.started[0][0], "events")], "nothing is new since"
 
 
+async def test_what_is_only_shown_makes_no_update_due(bench: Bench) -> None:
+    learner = bench.learner()
+    learner.turn()
+    writer = EventWriter(bench.settings)
+
+    def told(kind: str, count: int) -> list[Event]:
+        return [
+            Event(event_id=f"{kind}{place}", profile_id=f"p{place}", title_id="t", kind=kind, ts=START_MS)
+            for place in range(count)
+        ]
+
+    await writer.write([*told("impression", 90), *told("finish", 30), *told("play", 9)])
+    await writer.write(told("play", 9))
+    learner.turn()
+    assert not bench.started
+    await writer.write(told("play", 10))
+    await writer.close()
+    bench.turn_until(learner, lambda: len(bench.started) == 1)
+
+
 def test_a_drift_counts_what_came_since_it_was_seen(bench: Bench) -> None:
     learner = bench.learner()
     learner.turn()
-    bench.events(4)
+    bench.plays(4)
     bench.drift_ms = 123
     learner.turn()
-    bench.events(4)
+    bench.plays(4)
     learner.turn()
-    assert not bench.started, "8 events are new, 4 since the drift"
-    bench.events(1)
+    assert not bench.started, "8 plays are new, 4 since the drift"
+    bench.plays(1)
     bench.turn_until(learner, lambda: bool(bench.started))
     assert bench.started[0][1] == "drift"
 
@@ -111,7 +132,7 @@ def test_a_drift_counts_what_came_since_it_was_seen(bench: Bench) -> None:
 def test_an_update_that_failed_is_not_tried_again_at_once(bench: Bench) -> None:
     learner = bench.learner()
     learner.turn()
-    bench.events(10)
+    bench.plays(10)
     bench.turn_until(learner, lambda: len(bench.started) == 1)
     bench.end(REFUSED)
     bench.turn_until(learner, lambda: bench.memory()["update"] == "")
@@ -126,7 +147,7 @@ def test_an_update_whose_process_dies_is_taken_up_under_its_name_and_given_up_in
 ) -> None:
     learner = bench.learner()
     learner.turn()
-    bench.events(10)
+    bench.plays(10)
     for attempt in range(1, ATTEMPTS + 1):
         bench.turn_until(learner, lambda attempt=attempt: len(bench.started) == attempt)
         bench.end(status)
@@ -140,7 +161,7 @@ def test_an_update_whose_process_dies_is_taken_up_under_its_name_and_given_up_in
 def test_an_end_that_could_not_be_remembered_is_not_done_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = bench.learner()
     learner.turn()
-    bench.events(10)
+    bench.plays(10)
     bench.turn_until(learner, lambda: len(bench.started) == 1)
     process = learner._running[MODEL]
     bench.end(0)
@@ -171,7 +192,7 @@ def test_a_memory_of_another_version_begins_anew(bench: Bench, wrong: dict[str, 
 def test_another_learner_takes_up_what_went_on(bench: Bench) -> None:
     one, other = bench.learner("one"), bench.learner("other")
     one.turn()
-    bench.events(10)
+    bench.plays(10)
     bench.turn_until(one, lambda: len(bench.started) == 1)
     other.turn()
     assert len(bench.started) == 1, "the lease is the first one's"
@@ -188,7 +209,7 @@ def test_nothing_is_started_while_a_rollout_goes_on_or_its_plan_cannot_be_read(b
         bench.store.delete(state_key(MODEL))
         bench.store.set(plan_key(MODEL), dumped)
         bench.turn_until(learner, lambda: bench.store.get(state_key(MODEL)) is not None)
-        bench.events(20)
+        bench.plays(20)
         learner.turn()
         assert not bench.started
         learner._leases.close()
@@ -196,10 +217,10 @@ def test_nothing_is_started_while_a_rollout_goes_on_or_its_plan_cannot_be_read(b
 
 def test_a_store_that_was_lost_begins_anew(bench: Bench) -> None:
     learner = bench.learner()
-    bench.events(30)
+    bench.plays(30)
     learner.turn()
-    bench.store.delete(STREAM)
-    bench.events(3)
+    bench.store.delete(PLAYS)
+    bench.plays(3)
     learner.turn()
-    bench.events(10)
+    bench.plays(10)
     bench.turn_until(learner, lambda: len(bench.started) == 1)

@@ -26,6 +26,7 @@ from serve.quality.noreference import NoReferenceScorer
 from serve.quality.runner import QualityRunner
 from serve.quality.schemas import EstimateReport, QualityReport, QualityRequest, Status
 from serve.quality.scorer import FullReferenceScorer
+from tests.contracts.small_model import resealed_artifact
 from tests.serve.gateway.conftest import install_model
 from tests.serve.quality.conftest import Clip
 from tests.serve.quality.small_quality import small_quality
@@ -300,6 +301,28 @@ def test_what_is_missing_is_named(open_desk: Opener, tmp_path: Path) -> None:
     settings = IntakeSettings(media=desk.media, models=tmp_path, device="cpu", limits=QualityLimits())
     with pytest.raises(Unavailable, match="playhead eval quality"):
         Intake(settings, desk.store).ask(request)
+
+
+def test_the_version_that_answers_estimates_whatever_the_folder_names(open_desk: Opener, tmp_path: Path) -> None:
+    desk, models = open_desk(), tmp_path / "home" / "models"
+    settings = IntakeSettings(media=desk.media, models=models, device="cpu", limits=QualityLimits())
+    named = small_quality().name
+    live = resealed_artifact(
+        read_artifact(small_quality()), tmp_path / "made",
+        lambda _path, manifest: manifest.model_copy(update={"parameters": {**manifest.parameters, "mark": 1}}),
+    )  # fmt: skip
+
+    shutil.copytree(live.path, models / "quality" / live.version)
+
+    def artifact_of(version: str | None, encode: str) -> str:
+        shutil.copy(desk.media / "film.mkv", desk.media / encode)
+        name = Intake(settings, desk.store, lambda: version).ask(QualityRequest(distorted=encode))
+        return Path(desk.store.read(name).task.artifact).name
+
+    assert artifact_of(live.version, "one.mkv") == live.version != named
+    assert artifact_of(None, "two.mkv") == named, "nothing is loaded yet"
+    with pytest.raises(Unavailable, match="cannot be read"):
+        artifact_of("0" * 12, "three.mkv")
 
 
 @pytest.mark.parametrize(
