@@ -13,6 +13,7 @@ from serve.bitrate.planner import BitratePlanner, Plan
 from serve.bitrate.sessions import Session
 from serve.logs import get
 from serve.rollout.fleet import Fleet, Lineup
+from serve.rollout.patience import in_time
 
 Ask = Callable[[BitratePlanner, Sequence[int]], Awaitable[Plan]]
 """A version's plan for some of the sessions, by their places."""
@@ -111,8 +112,7 @@ class FleetPlanner:
         if lineup.challenger is None:
             return None
         try:
-            async with asyncio.timeout(within_s):
-                return await _timed(lineup.challenger, places, ask)
+            return await in_time(_timed(lineup.challenger, places, ask), within_s)
         except Exception as error:  # noqa: BLE001 - whatever a challenger does, playback goes on
             told = {"version": lineup.challenger.version, "error": repr(error)[:300]}
             self._log.error("challenger failed", extra=told)

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -13,20 +12,14 @@ from serve.logs import get
 from serve.ranking import Ranker
 from serve.rollout.assignment import place, told_as
 from serve.rollout.fleet import Fleet
+from serve.rollout.patience import in_time
 from serve.schemas import MODEL_FAILED, Answer, Assigned, HomeQuery
 
 SHADOW_SHARE: Final = 0.1
 """Of the profiles, whose pages a shadow makes as well."""
 
 CHALLENGER_S: Final = 0.3
-"""How long a challenger may take for a page; on a busy machine PATIENCE times what the champion's slowest page lately
-took. Half of what the caller waits, or LONGEST_S, at most: then the champion makes the page."""
-
-PATIENCE: Final = 2.0
-LONGEST_S: Final = 2.0
-
-_FADING: Final = 0.995
-"""By which the champion's slowest page fades with each page: half of it is gone after 140."""
+"""How long a challenger may take for a page; half of what the caller waits at most. Then the champion makes it."""
 
 _MOST_SHADOWED: Final = 2
 """At a time; a shadow that is slower leaves pages out."""
@@ -52,7 +45,6 @@ class FleetRanker:
         self._fleet = fleet
         self._compared = compared
         self._beside: set[asyncio.Task[None]] = set()
-        self._slowest_s = 0.0
         self._log = get("rollout")
 
     async def home(self, profile: ProfileFeatures, query: HomeQuery) -> Answer:
@@ -66,9 +58,7 @@ class FleetRanker:
         ranker, assignment = lineup.of(profile.profile_id)
         answer = None if ranker is lineup.champion else await self._tried(ranker, profile, query)
         if answer is None:
-            began_s = time.perf_counter()
             ranker, answer = lineup.champion, await lineup.champion.home(profile, query)
-            self._slowest_s = max(_FADING * self._slowest_s, time.perf_counter() - began_s)
         if lineup.shadow is not None and place("shadow", profile.profile_id) < SHADOW_SHARE:
             self._shadow(lineup.shadow, profile, query, answer)
         if not lineup.tries:
@@ -85,11 +75,9 @@ class FleetRanker:
 
     async def _tried(self, challenger: Ranker, profile: ProfileFeatures, query: HomeQuery) -> Answer | None:
         """The challenger's page; None where it made none in time."""
-        longest_s = LONGEST_S if query.within_s is None else query.within_s / 2
-        within_s = min(max(CHALLENGER_S, PATIENCE * self._slowest_s), longest_s)
+        within_s = CHALLENGER_S if query.within_s is None else min(CHALLENGER_S, query.within_s / 2)
         try:
-            async with asyncio.timeout(within_s):
-                answer = await challenger.home(profile, query)
+            answer = await in_time(challenger.home(profile, query), within_s)
         except Exception as error:  # noqa: BLE001 - whatever a challenger does, the champion makes the page
             told = {"version": challenger.version, "error": repr(error)[:300]}
             self._log.error("challenger failed", extra=told)
