@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
@@ -253,6 +254,21 @@ class Registry:
         sync_folder(target.parent)
         return read_artifact(target)
 
+    def forget(self, model: str, version: str) -> None:
+        """Remove a version and its files; what the registry does not know is removed already. Its run stays.
+
+        Raises:
+            InvalidInput: an alias names it.
+            Unavailable: the registry does not answer; call again.
+        """
+        for found in [one for one in self.versions(model) if one.version == version]:
+            if found.aliases:
+                raise InvalidInput(
+                    field="version", got=f"{model} {version}, {', '.join(found.aliases)}",
+                    expected="a version that no alias names", next_step="Move its alias first.",
+                )  # fmt: skip
+            self._tracking.ask(partial(_delete, uri=self._tracking.uri, found=found))
+
     def _known(self, model: str, version: str) -> Registered:
         found = self.find(model, version)
         if found is None:
@@ -346,6 +362,17 @@ def _download(client: Any, found: Registered, folder: Path) -> None:
         if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise _corrupt(found, str(error)[:300], "the files that were registered") from error
         raise
+
+
+def _delete(client: Any, *, uri: str, found: Registered) -> None:
+    """Delete a version: its files first, for without a version nobody would look for them again."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
+
+    if found.run:
+        artifacts = get_artifact_repository(client.get_run(found.run).info.artifact_uri, tracking_uri=uri)
+        if artifacts.list_artifacts(found.version):
+            artifacts.delete_artifacts(found.version)
+    client.delete_model_version(found.model, str(found.number))
 
 
 def _clean(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""`playhead models`, `playhead models diff`."""
+"""`playhead models`, `playhead models diff`, `playhead models prune`."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deployments.commands.output import Json, Output, answering
+from deployments.commands.output import FAILED, Json, Output, answering
 
 if TYPE_CHECKING:
     from deployments.overview import Version
@@ -68,6 +68,45 @@ def diff(
         found = compare(settings, find(versions, given, first), find(versions, given, second))
         _tell(output, found)
         output.answer(found)
+
+
+@app.command("prune")
+def prune(
+    *,
+    keep: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="The newest of each model; else PLAYHEAD_KEEP_VERSIONS, 10.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take away old versions with their registry copies, gate reports, and snapshots that no kept version learned from.
+
+    Versions that a plan, an alias or a folder names stay, however old. Where the plan can't be read nothing goes.
+    """
+    from dataclasses import replace  # noqa: PLC0415
+
+    from deployments.state import store_url  # noqa: PLC0415
+    from features.settings import Settings  # noqa: PLC0415
+    from training import retention  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        settings = Settings.from_env()
+        settings = replace(settings, redis_url=store_url(settings))
+        number = retention.kept_from_env() if keep is None else keep
+        found = [
+            retention.prune(settings, model, keep=number, dry_run=dry_run) for model in retention.models_of(settings)
+        ]
+        for one in found:
+            gone = (*one.versions, *one.snapshots)
+            words = f"{len(one.kept)} kept, {len(one.versions)} versions and {len(one.snapshots)} snapshots"
+            words += f" {'would go' if dry_run else 'went'}, {one.freed_bytes / 1e6:.1f} MB"
+            output.console.print(f"  {one.model:<10} {words}{': ' if gone else ''}{', '.join(gone)}", markup=False,
+                                 soft_wrap=True)  # fmt: skip
+            if one.trouble:
+                output.console.print(f"  {one.model:<10} not all: {one.trouble}", markup=False, soft_wrap=True)
+        output.answer({"dry_run": dry_run, "models": [one.as_json() for one in found]})
+        if any(one.trouble for one in found):
+            raise typer.Exit(FAILED)
 
 
 def _troubles(entry: "Version") -> list[str]:

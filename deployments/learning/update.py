@@ -8,8 +8,6 @@ name uses the snapshot that it made, and goes on where its training was.
 import json
 import logging
 import os
-import re
-import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -43,15 +41,12 @@ from training.data_profiles import DataProfile, read_profile
 from training.datasets import Dataset, open_dataset
 from training.gates.gate import gate
 from training.gates.recommend import RecommendSettings
-from training.mirroring import lacks
 from training.recommend.warm import UnfitParent
+from training.retention import kept_from_env, prune
 from training.snapshots import take_snapshot
 
 DATASET_VARIABLE: Final = "PLAYHEAD_DATASET"
 """Name of the data set that snapshots add the live events to."""
-
-KEPT: Final = 3
-"""Snapshots of a model's updates that are kept, the newest."""
 
 _LATELY: Final = 200
 """Steps that are looked through for those of an update that is taken up."""
@@ -262,27 +257,14 @@ class Update:
         return plan if plan.champion else replace(plan, champion=find_champion(self._settings, self._model))
 
     def _prune(self) -> None:
-        """Take away old snapshots of updates, but for those that versions of the plan learned from, and checkpoints."""
-        folders = [path for path in self._settings.datasets.glob(f"{self._model}-*") if self._is_update(path.name)]
-        with suppress(redis.RedisError, PlayheadError, ValueError, OSError):
-            plan = self._plan()
-            used = {self._learned_from(version) for version in (plan.champion, plan.challenger, plan.previous)}
-            for path in sorted(folders, key=lambda one: int(one.name.rpartition("-")[2]))[:-KEPT]:
-                if path.name not in used:
-                    shutil.rmtree(path, ignore_errors=True)
-                    for left in (self._settings.home / "training").glob(f"{self._model}-{path.name}-*.pt"):
-                        left.unlink(missing_ok=True)
-
-    def _learned_from(self, version: str | None) -> str:
-        """Data set that a version was trained on; empty where nobody knows."""
-        if version is None or lacks(self._settings.models, self._model, version):
-            return ""
-        lineage = read_artifact(self._settings.models / self._model / version).manifest.lineage
-        return "" if lineage is None else lineage.dataset
-
-    def _is_update(self, name: str) -> bool:
-        """Whether a data set is an update's snapshot: other sets may be called nearly so."""
-        return re.fullmatch(rf"{re.escape(self._model)}-[0-9]{{13}}", name) is not None
+        """Take away old versions, snapshots and reports; what can't be done now is done after the next update."""
+        try:
+            pruned = prune(self._settings, self._model, keep=kept_from_env())
+        except (PlayheadError, OSError) as error:
+            _log.warning("nothing is pruned: %s", error)
+        else:
+            if pruned.trouble:
+                _log.warning("not all is pruned: %s", pruned.trouble)
 
     @contextmanager
     def _step(self, name: Name, begins: str = "") -> Iterator[_Told]:

@@ -314,7 +314,7 @@ class RolloutRoutes(ModelOperations):
         request_id = context_of(request).request_id
         plan = self._plan(name, dumped)
         judged = None if status is None or plan.challenger is None else orjson.loads(status)
-        compared = read_compared(replicas, plan.versions)
+        compared = read_compared(replicas, plan.versions, now_ms())
         body = {"request_id": request_id, "plan": _shown(plan, request_id), "judged": judged, "compared": compared}
         return Response(orjson.dumps(body), media_type="application/json")
 

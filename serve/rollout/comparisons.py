@@ -4,12 +4,16 @@ An estimate has no outcome that would tell which of two versions is right, and a
 two rulers for the same encodes. So the champion makes all of them; a challenger or a shadow estimates some of the same
 segments afterwards, and people look at the differences before they promote it.
 
-playhead:rollout:compared:MODEL   replica -> sums of differences by version and class, JSON; for a day after the last
+playhead:rollout:compared:MODEL   replica -> {"ts", "versions": sums of differences by version and class}, JSON
+
+What a replica told counts for a day after it told it last: replicas that are gone take their figures with them.
 
 Differences are the other version's median minus the champion's, points of VMAF.
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -20,6 +24,7 @@ import orjson
 from features.errors import StoreUnavailable
 from features.layout import command
 from features.link import StoreLink
+from serve.clock import now_ms
 from serve.logs import get
 from serve.metrics import Metrics
 from serve.quality.bitstream import BitstreamFacts
@@ -32,7 +37,8 @@ _MOST_SEGMENTS: Final = 64
 """Of a request that are compared."""
 _HEIGHTS: Final = (360, 480, 720, 1080, 2160)
 _DEADLINE_S: Final = 2.0
-_TTL_S: Final = 86_400
+KEPT_S: Final = 86_400
+_SWEEP_S: Final = 600.0
 
 
 def compared_key(model: str) -> str:
@@ -106,6 +112,7 @@ class EstimateComparison:
         self._metrics = metrics
         self._sums: dict[str, dict[str, Differences]] = {}
         self._is_changed = False
+        self._swept_s = -math.inf
         self._task: asyncio.Task[None] | None = None
         self._log = get("rollout")
 
@@ -144,19 +151,33 @@ class EstimateComparison:
         if not self._is_changed:
             return
         self._is_changed = False
-        told = {
+        versions = {
             version: {name: found.as_json() for name, found in sums.items()} for version, sums in self._sums.items()
         }
-        key = compared_key(MODEL)
-        payload = command("HSET", key, self._replica, orjson.dumps(told)) + command("EXPIRE", key, _TTL_S)
+        key, told = compared_key(MODEL), orjson.dumps({"ts": now_ms(), "versions": versions})
         try:
-            replies = await self._link.call(payload, count=2, deadline_s=_DEADLINE_S)
+            await self._call(command("HSET", key, self._replica, told) + command("EXPIRE", key, KEPT_S), count=2)
+            await self._sweep(key)
         except StoreUnavailable as error:
             self._is_changed = True
             self._metrics.stage_failure("compared", type(error).__name__)
+
+    async def _sweep(self, key: str) -> None:
+        """Now and then, remove what replicas told that are gone."""
+        if time.monotonic() - self._swept_s < _SWEEP_S:
             return
+        (held,) = await self._call(command("HGETALL", key))
+        oldest_ms = now_ms() - KEPT_S * 1000
+        pairs = zip(held[::2], held[1::2], strict=True) if isinstance(held, list) else ()
+        if gone := [replica for replica, dumped in pairs if not _versions(dumped, oldest_ms)]:
+            await self._call(command("HDEL", key, *gone))
+        self._swept_s = time.monotonic()
+
+    async def _call(self, payload: bytes, count: int = 1) -> list[Any]:
+        replies = await self._link.call(payload, count=count, deadline_s=_DEADLINE_S)
         if any(isinstance(reply, hiredis.ReplyError) for reply in replies):
             self._metrics.stage_failure("compared", "ReplyError")
+        return replies
 
     async def close(self) -> None:
         """End what goes on, and close the connection."""
@@ -166,20 +187,29 @@ class EstimateComparison:
         await self._link.close()
 
 
-def read_compared(replicas: Iterable[bytes], versions: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What all replicas compared, by version and class, most segments first.
+def _versions(dumped: bytes, oldest_ms: int) -> dict[str, Any]:
+    """What a replica told, by version; empty where it was told before `oldest_ms`, or is something else."""
+    try:
+        told = orjson.loads(dumped)
+        return dict(told["versions"]) if told["ts"] >= oldest_ms else {}
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def read_compared(replicas: Iterable[bytes], versions: Mapping[str, str], at_ms: int) -> list[dict[str, Any]]:
+    """What all replicas compared in KEPT_S, by version and class, most segments first.
 
     Args:
-        replicas: what each told; what cannot be read is left out.
+        replicas: what each told; what is too old, or cannot be read, is left out.
         versions: version -> role; others are left out.
+        at_ms: the time now, UTC milliseconds.
     """
     together: dict[tuple[str, str], Differences] = {}
     for dumped in replicas:
         try:
-            told = orjson.loads(dumped)
             found = [
                 ((version, name), Differences.from_json(sums))
-                for version, classes in told.items()
+                for version, classes in _versions(dumped, at_ms - KEPT_S * 1000).items()
                 for name, sums in classes.items()
             ]
         except (AttributeError, TypeError, ValueError):

@@ -17,6 +17,7 @@ from serve.gateway.ops import Models
 from tests.contracts.small_model import copy_of, small_artifact
 from tests.training.versions import settings_of, variant
 from training.registry import Registry
+from training.retention import using
 
 MODEL = "small"
 
@@ -147,3 +148,22 @@ def test_what_differs(playhead, home):
         refused = playhead("models", "diff", *wrong, "--json")
         assert refused.exit_code == 1
         assert last_line(refused)["error"]["field"] in {"version", "versions"}
+
+
+def test_pruning_says_what_would_go_and_needs_to_know_who_answers(home, playhead, valkey_url, monkeypatch):
+    settings, (first, second, elsewhere) = home
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    away = playhead("models", "prune", "--json")
+    assert away.exit_code == 1
+    assert last_line(away)["error"]["field"] == f"plan of {MODEL}"
+    monkeypatch.setenv("REDIS_URL", valkey_url)
+    result = playhead("models", "prune", "--keep", "1", "--dry-run", "--json")
+    assert result.exit_code == 0
+    answer = last_line(result)
+    (told,) = answer["models"]
+    assert (answer["dry_run"], told["model"], told["versions"]) == (True, MODEL, [])
+    assert told["kept"][first.version] == "published"
+    assert set(told["kept"]) == {first.version, second.version, elsewhere.version}, "the others are young"
+    with using(settings.models, MODEL):
+        assert playhead("models", "prune").exit_code == 1, "it did not what was asked"
+    assert playhead("models", "prune", "--keep", "0").exit_code == 2

@@ -14,6 +14,7 @@ from serve.rollout.standing import find_champion
 from training.datasets.dataset import Dataset, open_dataset
 from training.gates.report import write_report
 from training.gates.verdict import Verdict
+from training.retention import using
 
 MODELS: Final = ("recommend", "bitrate", "quality")
 
@@ -55,6 +56,13 @@ def gate(
         raise InvalidInput(
             field="model", got=model, expected=f"one of {', '.join(MODELS)}", next_step="Correct the model's name."
         )
+    with using(settings.models, model):
+        return _gate(model, version, settings, dataset=dataset, cut_ms=cut_ms, against=against)
+
+
+def _gate(
+    model: str, version: str, settings: Settings, *, dataset: Dataset | None, cut_ms: int | None, against: str | None
+) -> Verdict:
     candidate, champion = _version(settings, model, version), _champion(settings, model, against)
     if model == "recommend":
         from training.gates.recommend import gate_recommend  # noqa: PLC0415  each imports its own model's packages

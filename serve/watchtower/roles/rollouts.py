@@ -71,6 +71,7 @@ class RolloutRole:
         self._position = f"{self._looked_ms}-0"  # what was shown before nobody asked
         self._is_entry = False
         self._is_behind = False
+        self._begins = 0
         self._told_ms: dict[str, int] = {}
         self._sessions = SessionLog(store, self._position)
         self._reads_sessions: bool | None = None  # whether a role before did is not known
@@ -142,26 +143,37 @@ class RolloutRole:
         })  # fmt: skip
 
     def _drain(self) -> None:
-        """Take in what was told since, for DRAIN_S at most."""
+        """Take in what was told since, for DRAIN_S at most.
+
+        Exposures and sessions take turns at coming first: where there is more than can be read, each log has the whole
+        time every other step, and one read at least in those between.
+        """
         first: Any = self._store.xrange(STREAM, count=1)
         if self._is_entry and first and place_of(first[0][0]) > place_of(self._position.encode()):
             _log.warning("rollouts: exposures were lost: %s was read last, %s is the oldest that is kept",
                          self._position, first[0][0].decode())  # fmt: skip
         until_s = time.monotonic() + DRAIN_S
-        while True:
-            count, exposures = self._exposures()
-            for trial in self._trials.values():
-                if isinstance(trial, Trial):
-                    trial.take(self._store, exposures)
-            if count < _ENTRIES or time.monotonic() >= until_s:
-                break
-        has_more = self._drain_sessions(until_s)
-        was_behind, self._is_behind = self._is_behind, count == _ENTRIES or has_more
+        logs = (self._drain_exposures, self._drain_sessions)
+        first, self._begins = self._begins, 1 - self._begins
+        has_more = [drain(until_s) for drain in (logs[first], logs[1 - first])]
+        was_behind, self._is_behind = self._is_behind, any(has_more)
         if self._is_behind and not was_behind:
             _log.warning("rollouts: more exposures are told, or sessions, than %g s a second are enough to read; at %s",
                          DRAIN_S, self._position)  # fmt: skip
         elif was_behind and not self._is_behind:
             _log.info("rollouts: all exposures and sessions are read again")
+
+    def _drain_exposures(self, until_s: float) -> bool:
+        """Take in exposures, at least once; whether more wait."""
+        while True:
+            count, exposures = self._exposures()
+            for trial in self._trials.values():
+                if isinstance(trial, Trial):
+                    trial.take(self._store, exposures)
+            if count < _ENTRIES:
+                return False
+            if time.monotonic() >= until_s:
+                return True
 
     def _drain_sessions(self, until_s: float) -> bool:
         """Take in sessions that asked, and those that are over, at least once; whether more wait."""

@@ -1,8 +1,6 @@
 """What an update holds out, when it may begin a rollout, and what it leaves on disk."""
 
-from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +10,15 @@ import pytest
 import redis
 
 from deployments.learning.policy import LearningPolicy, Trigger
-from deployments.learning.update import KEPT, Update
+from deployments.learning.update import Update
 from features.settings import Settings
-from serve.artifacts import Artifact
 from serve.errors import InvalidInput
 from serve.learning import STEPS, load_steps
 from serve.rollout.board import load_plan, plan_key
 from serve.rollout.plans import RolloutPlan
-from tests.contracts.small_model import resealed_artifact, small_artifact
 from training.datasets.dataset import write_dataset
 from training.lineage import lineage_of
+from training.retention import KEPT_SNAPSHOTS
 
 MODEL, UPDATE = "recommend", "1800000000000"
 A, B, C = "a" * 12, "b" * 12, "c" * 12
@@ -126,39 +123,16 @@ def test_an_update_that_was_done_is_known(settings: Settings, store: redis.Redis
     assert not update_of(settings, store, name="1800000000001").has_begun_rollout()
 
 
-def test_old_snapshots_go_and_those_of_versions_that_answer_and_of_people_stay(
-    settings: Settings, store: redis.Redis
+def test_an_update_prunes_and_is_not_held_up_by_what_cannot_be_pruned(
+    settings: Settings, store: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = [f"{MODEL}-{1_700_000_000_000 + place}" for place in range(KEPT + 3)]
-    for name in (*names, f"{MODEL}-2024", "mine", f"{MODEL}-{'1' * 13}-own"):
-        (settings.datasets / name).mkdir(parents=True)
-    training = settings.home / "training"
-    training.mkdir()
+    names = [f"{MODEL}-{1_700_000_000_000 + place}" for place in range(KEPT_SNAPSHOTS + 1)]
     for name in names:
-        (training / f"{MODEL}-{name}-0-until-5.pt").touch()
-    live = trained_on(names[1], settings.models / MODEL)
-    tell_plan(store, RolloutPlan(model=MODEL, champion=A).crowned(live.version, 1))
+        (settings.datasets / name).mkdir(parents=True)
+    store.set(plan_key(MODEL), b"{}")
     update_of(settings, store)._prune()
-    kept = {names[1], *names[-KEPT:]}
-    assert {path.name for path in settings.datasets.iterdir()} == {
-        *kept, f"{MODEL}-2024", "mine", f"{MODEL}-{'1' * 13}-own",
-    }  # fmt: skip
-    assert {path.name for path in training.iterdir()} == {f"{MODEL}-{name}-0-until-5.pt" for name in kept}
-
-
-def trained_on(dataset: str, folder: Path) -> Artifact:
-    """A version whose lineage names a data set."""
-    lineage = lineage_of(None, seed=0).model_copy(update={"dataset": dataset})
-    return resealed_artifact(
-        small_artifact(), folder, lambda _path, manifest: manifest.model_copy(update={"lineage": lineage})
-    )
-
-
-def test_a_store_that_is_away_keeps_all_snapshots(settings: Settings, store: redis.Redis) -> None:
-    names = [f"{MODEL}-{1_700_000_000_000 + place}" for place in range(KEPT + 1)]
-    for name in names:
-        (settings.datasets / name).mkdir(parents=True)
-    away = replace(settings, redis_url="redis://127.0.0.1:1/0")
-    with redis.Redis.from_url(away.redis_url) as nobody:
-        update_of(away, nobody)._prune()
-    assert len(list(settings.datasets.iterdir())) == KEPT + 1
+    assert "nothing is pruned" in caplog.text
+    assert len(list(settings.datasets.iterdir())) == KEPT_SNAPSHOTS + 1
+    store.delete(plan_key(MODEL))
+    update_of(settings, store)._prune()
+    assert sorted(path.name for path in settings.datasets.iterdir()) == names[1:]

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 import redis
 import redis.asyncio
@@ -21,6 +22,7 @@ from deployments.bench_swaps import twin_of
 from features.profiles import ProfileFeatures
 from serve.arguments import Arguments
 from serve.bitrate.schemas import SESSION_EXAMPLE
+from serve.clock import now_ms
 from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE
 from serve.quality.bitstream import BitstreamFacts
 from serve.quality.estimates import BitstreamModel
@@ -30,7 +32,7 @@ from serve.rollout.asked import STREAM as ASKED
 from serve.rollout.asked import read_asked
 from serve.rollout.assignment import assign
 from serve.rollout.board import change_arguments, load_plan, plan_key, status_key
-from serve.rollout.comparisons import compared_key
+from serve.rollout.comparisons import KEPT_S, compared_key
 from serve.rollout.exposures import FIELD, STREAM, read_exposure
 from serve.rollout.verdicts import GateVerdict, verdict_arguments, verdict_key
 from serve.schemas import Answer, HomeQuery
@@ -249,6 +251,10 @@ async def test_versions_of_quality_are_compared_beside_the_champions_estimates(
 
     monkeypatch.setattr(BitstreamModel, "quantiles", higher)
     segments = [SEGMENT, SEGMENT | {"codec": "h264", "height": 1000}, SEGMENT | {"size_bytes": 5_000}]
+    gone = {"ts": now_ms() - KEPT_S * 1000 - 1, "versions": {second.name: {"vp9 720p": [5, 5.0, 5.0, 1.0]}}}
+    strange = {second.name: {"av1 720p": [5, 5.0, 5.0, 1.0]}}
+    async with redis.asyncio.Redis.from_url(arguments.settings().redis_url) as link:
+        await link.hset(compared_key("quality"), mapping={"gone": orjson.dumps(gone), "else": orjson.dumps(strange)})
     async with open_client(arguments) as client, open_client(arguments) as other:
         assert (await client.get("/v1/models/quality/rollout")).json()["compared"] == []
         await change(client, "promote", "quality", version=second.name, share=0.5)
@@ -267,7 +273,7 @@ async def test_versions_of_quality_are_compared_beside_the_champions_estimates(
         async with redis.asyncio.Redis.from_url(arguments.settings().redis_url) as link:
             await eventually(compared_by_both, 20)
         found = await told()
-        assert set(found) == {"h264 1080p", "hevc 720p"}
+        assert set(found) == {"h264 1080p", "hevc 720p"}, "replicas that are gone count no more"
         assert (found["h264 1080p"]["version"], found["h264 1080p"]["role"]) == (second.name, "challenger")
         assert [found["h264 1080p"][name] for name in ("mean", "mean_absolute", "largest")] == [3.0] * 3
         assert found["hevc 720p"]["mean"] == 0.0

@@ -111,6 +111,21 @@ def test_a_policy_that_rebuffers_more_is_rolled_back_with_its_evidence(clock: Cl
     assert GROUP.encode() not in clock.groups(), "nobody waits for records any more"
 
 
+def test_more_exposures_than_can_be_read_leave_time_for_sessions(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.watchtower.roles.rollouts.DRAIN_S", 0.3)
+    begin(clock, 0.5)
+    monkeypatch.setattr(clock.role, "_exposures", lambda: (2_000, []))  # always full, of other models
+    salt, pipe = clock.plan().salt, clock.store.pipeline(transaction=False)
+    last = f"{clock.now_ms}-400"
+    for number in range(1, 401):  # eight reads' worth
+        asked = orjson.dumps({"salt": salt, "share": 0.5, "sessions": [f"s{number}"]})
+        pipe.xadd(ASKED, {ASKED_FIELD: asked}, id=f"{clock.now_ms}-{number}")
+    pipe.execute()
+    for _ in range(2):
+        clock.second(0)
+    assert clock.role._sessions.position == last
+
+
 def test_one_that_is_as_good_goes_on_to_the_next_stage(clock: Clock) -> None:
     begin(clock, 0.1)
     for _ in range(200):

@@ -11,8 +11,8 @@ import torch
 from serve.artifacts import Artifact, Lineage
 from serve.quality.bitstream import CODECS, BitstreamFacts, features
 from serve.quality.sampling import PATCHES, SIDE
-from training.gates.quality import QualitySettings, gate_quality, held_out_sources
-from training.quality.encodes import Encode, Segment
+from training.gates.quality import SEED, QualitySettings, gate_quality, held_out_sources
+from training.quality.encodes import Encode, Segment, make_segments
 from training.quality.fit import FitSettings, Material, fit_bitstream
 from training.quality.noreference import BitstreamQuality, FrameQuality
 from training.quality.noreference_export import export_quality
@@ -90,3 +90,30 @@ def test_held_out_clips_are_none_that_training_draws() -> None:
     sources = held_out_sources(36, [version])  # type: ignore[list-item]
     assert len(sources) == pytest.approx(36, abs=4)
     assert not {one.identity for one in sources} & {one.identity for one in generated_sources(0)}
+
+
+def test_clips_are_encoded_and_scored_by_libvmaf_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way: generated clips, ffmpeg's encoders and libvmaf, both graphs; then all of it from the cache."""
+    torch.manual_seed(1)
+    candidate = exported(tmp_path, BitstreamQuality())
+    torch.manual_seed(2)
+    champion = exported(tmp_path, BitstreamQuality())
+    settings, told = QualitySettings(clips=2, encodes=1, timed=20), []
+    asked = {"cache": tmp_path / "cache", "settings": settings}
+    verdict = gate_quality(candidate, champion, **asked, progress=lambda *one: told.append(one[1:3]))
+    assert told == [(1, 2), (2, 2)]
+    assert (verdict.facts["clips"], verdict.facts["segments"]) == (2, 2)
+    passed = {check.name: check.passed for check in verdict.checks}
+    assert passed["parity"]
+    assert passed["no change"]
+    assert not passed["closeness"], "two clips are too few to show anything"
+    made = make_segments(held_out_sources(2, [candidate, champion]), tmp_path / "cache", count=1, seed=SEED)
+    assert all(0 < one.vmaf <= 100 and len(one.frame_vmaf) > 40 for one in made)
+    assert len({round(one.vmaf, 3) for one in made}) == 2
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("all of it is cached")
+
+    monkeypatch.setattr("training.quality.encodes.run_ffmpeg", fail)
+    again = gate_quality(candidate, champion, **asked)
+    assert again.comparisons[0] == verdict.comparisons[0]

@@ -1,13 +1,20 @@
 """Fits that several workers share, on a real Ray: what they end with, and that being killed changes nothing of it."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
+from deployments import loopback
 from tests.training.recommend import audience
 from training.jobs import Resources
 from training.recommend.evaluate import playhead
@@ -15,6 +22,19 @@ from training.recommend.model import Retrieval
 from training.recommend.parallel import fit_parallel
 from training.recommend.split import Split
 from training.recommend.train import FitSettings, fit
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from dataclasses import replace
+from tests.training.recommend import audience
+from tests.training.recommend.test_parallel import SETTINGS, shared
+from training.jobs import RayPlace, connected
+with connected(RayPlace(**json.loads(sys.argv[1])), "killed"):
+    settings = replace(SETTINGS, epochs=100_000, patience=100_000)
+    shared(audience.interactions(users=40, length=8), Path(sys.argv[2]), settings)
+"""
+"""A job that ends only when it is killed."""
 
 SETTINGS = FitSettings(epochs=3, patience=9, warmup=5, batch=16, averaging=0.9)
 
@@ -58,19 +78,65 @@ def test_two_workers_fit_as_one_does(interactions, unbroken):
     assert not torch.equal(weights(model), weights(fresh(interactions)))
 
 
-def test_a_worker_that_is_killed_changes_nothing(small_ray, interactions, unbroken, tmp_path):
+def train_workers():
+    """Processes of fits that several share, on this machine."""
+    found = psutil.process_iter(["name", "username"])
+    mine = psutil.Process().username()
+    return {one.pid for one in found if "RayTrainWorker" in (one.info["name"] or "") and one.info["username"] == mine}
+
+
+def until(happened, within_s=90.0):
+    deadline = time.monotonic() + within_s
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_that_is_killed_changes_nothing(small_ray, interactions, tmp_path):
     """The second one dies after the first epoch; both start again from the checkpoint."""
-    killed, ran = [], []
+    settings, checkpoint = replace(SETTINGS, epochs=40, patience=99), tmp_path / "run.pt"
+    before, fitted, began = train_workers(), [], []
 
-    def told(stage, done, total, note=""):
-        ran.append(done)
-        if not killed:
-            workers = [one for one in psutil.process_iter(["name"]) if "RayTrainWorker" in (one.info["name"] or "")]
-            mine = [one for one in workers if one.username() == psutil.Process().username()]
-            killed.append(max(mine, key=lambda one: one.create_time()).pid)
-            os.kill(killed[0], signal.SIGKILL)
+    def kill():
+        until(checkpoint.exists)
+        began.append(train_workers() - before)
+        os.kill(max(began[0], key=lambda pid: psutil.Process(pid).create_time()), signal.SIGKILL)
+        fitted.append(len(torch.load(checkpoint, weights_only=True)["curve"]))
+        until(lambda: train_workers() - before - began[0])
+        began.append(train_workers() - before - began[0])
 
-    model, outcome = shared(interactions, tmp_path / "run.pt", progress=told)
-    assert killed
-    assert outcome.curve == unbroken[1].curve
-    assert torch.equal(weights(model), weights(unbroken[0]))
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    model, outcome = shared(interactions, checkpoint, settings)
+    killer.join(10)
+    assert fitted[0] < settings.epochs
+    assert began[1], "others took over"
+    expected, unbroken = shared(interactions, tmp_path / "unbroken.pt", settings)
+    assert outcome.curve == unbroken.curve
+    assert torch.equal(weights(model), weights(expected))
+
+
+def test_a_whole_job_that_is_killed_ends_as_an_unbroken_one_once_it_is_resumed(small_ray, interactions, tmp_path):
+    """Its driver is: Ray ends the workers, which may have been an epoch or some ahead of what the driver was told."""
+    fields = {"address": small_ray.get_runtime_context().gcs_address, "hook": loopback.HOOK}
+    checkpoint, before = tmp_path / "run.pt", train_workers()
+    with (tmp_path / "driver.log").open("wb") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, json.dumps(fields), str(checkpoint)], stdout=log, stderr=log, cwd=Path.cwd()
+        )
+    try:
+        until(lambda: checkpoint.exists() or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-2000:]
+    finally:
+        driver.kill()
+        driver.wait()
+    until(lambda: not train_workers() - before)
+    fitted = len(torch.load(checkpoint, weights_only=True)["curve"])
+    assert fitted >= 1
+    settings = replace(SETTINGS, epochs=fitted + 2, patience=100_000)
+    told = []
+    model, outcome = shared(interactions, checkpoint, settings, progress=lambda *one: told.append(one[1]))
+    assert min(told) > fitted, "it went on where it was"
+    expected, unbroken = shared(interactions, tmp_path / "unbroken.pt", settings)
+    assert outcome.curve == unbroken.curve
+    assert torch.equal(weights(model), weights(expected))
