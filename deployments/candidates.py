@@ -11,7 +11,7 @@ Importing this module imports torch.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from deployments.evenings import training_evenings
-from deployments.progress import Moment, Notice, Reporter, phase
+from deployments.progress import Moment, Notice, Reporter, advance, phase
 from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, ray_place
 from deployments.state import RunFolder, store_url
 from features.settings import Settings
@@ -56,16 +56,6 @@ def threads() -> int:
     """Half of the usable cores: threads that share a core with other work spin instead of working."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable // 2, _MOST_THREADS))
-
-
-def advance(reporter: Reporter, name: str) -> Callable[..., None]:
-    """What training tells, as notices of a phase."""
-
-    def told(stage: str, done: int, total: int, note: str = "") -> None:
-        share = done / total if total else None
-        reporter.tell(Notice(phase=name, moment=Moment.ADVANCE, share=share, text=f"{stage}  {note}".strip()))
-
-    return told
 
 
 def train_candidate(

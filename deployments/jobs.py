@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deployments.candidates import advance, threads
-from deployments.progress import Moment, Notice, Reporter, phase
+from deployments.candidates import threads
+from deployments.progress import Moment, Notice, Reporter, advance, phase
 from features.events import EventKind
 from features.renditions import Rendition, store_renditions
 from features.settings import Settings

@@ -4,6 +4,7 @@ HOME/gates/MODEL/VERSION/gate.json   the verdict
 HOME/gates/MODEL/VERSION/gate.html   the same to read
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,10 +13,11 @@ from serve.artifacts import Artifact, read_artifact
 from serve.errors import InvalidInput, NotFound
 from serve.rollout.standing import find_champion
 from training.datasets.dataset import Dataset, open_dataset
+from training.detectors.days import Day
 from training.gates.report import write_report
 from training.gates.verdict import Verdict
 
-MODELS: Final = ("recommend", "bitrate", "quality")
+MODELS: Final = ("recommend", "bitrate", "quality", "detectors")
 
 
 def reports_of(settings: Settings, model: str, version: str) -> Path:
@@ -31,6 +33,7 @@ def gate(
     dataset: Dataset | None = None,
     cut_ms: int | None = None,
     against: str | None = None,
+    days: Callable[[Settings], Sequence[Day]] | None = None,
 ) -> Verdict:
     """Ask whether a version may become a canary, and write its report.
 
@@ -42,6 +45,7 @@ def gate(
             generate what they are asked with.
         cut_ms: of `recommend`: starts from then on (UTC ms) are held out; None: after both versions' newest event.
         against: the version to compare with; None: the one that answers (serve.rollout.standing).
+        days: of `detectors`: makes the days that are held out, whose incidents are known (deployments.evenings).
 
     Returns:
         The verdict; `passed` says whether the candidate may go on.
@@ -66,6 +70,14 @@ def gate(
         from training.gates.bitrate import gate_bitrate  # noqa: PLC0415
 
         verdict = gate_bitrate(candidate, champion)
+    elif model == "detectors":
+        from training.gates.detectors import gate_detectors  # noqa: PLC0415
+
+        if days is None:
+            raise InvalidInput(
+                field="days", got=None, expected="days whose incidents are known", next_step="Give what makes them."
+            )
+        verdict = gate_detectors(candidate, champion, days(settings))
     else:
         from training.gates.quality import gate_quality  # noqa: PLC0415
 
