@@ -45,7 +45,7 @@ class DetectorGateSettings:
     false_suspicions: float = 2.0
     found: Margin = field(default_factory=lambda: Margin(overall=0.1, slices=0.3, relative=False))
     suspected: float = 30.0
-    confirmed: Margin = field(default_factory=lambda: Margin(overall=45.0, slices=120.0, relative=False))
+    confirmed: Margin = field(default_factory=lambda: Margin(overall=30.0, slices=120.0, relative=False))
     named: float = 0.15
 
 
