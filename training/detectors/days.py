@@ -91,6 +91,11 @@ class DayScore:
     states: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def suspected_falsely(self) -> int:
+        """Suspicions of which no incident hurt anybody, confirmed or not: players may be steered by each."""
+        return self.false_alarms + self.false_suspicions
+
+    @property
     def counted(self) -> list[Found]:
         """Incidents that have to be found."""
         return [one for one in self.found if one.counts]

@@ -34,7 +34,7 @@ class DetectorGateSettings:
 
     Attributes:
         false_alarms: margin, false alarms an evening.
-        false_suspicions: margin, suspicions an evening that are dropped and hurt nobody.
+        false_suspicions: margin, suspicions an evening where nobody was hurt, confirmed or not.
         found: margins, share of the incidents that have to be found.
         suspected: margin of the delay to the first alarm, seconds.
         confirmed: margins of the delay to the confirmation, seconds.
@@ -104,12 +104,13 @@ def gate_detectors(
     whole = _by_day("cost", pairs, lambda score: score.cost_s, np.inf, told=True)
     parts = [
         _by_day("false alarms", pairs, lambda score: float(score.false_alarms), settings.false_alarms),
-        _by_day("false suspicions", pairs, lambda score: float(score.false_suspicions), settings.false_suspicions),
+        _by_day("false suspicions", pairs, lambda score: float(score.suspected_falsely), settings.false_suspicions),
         *_by_incident(incidents, settings),
     ]
     checks += [check for found, _ in parts for check in found]
     comparisons = [whole[1][0], *(one for _, found in parts for one in found)]
-    return verdict(comparisons=tuple(comparisons), better=not same and is_better(comparisons[0]))
+    better = all(check.passed for check in checks) and is_better(comparisons[0])
+    return verdict(comparisons=tuple(comparisons), better=bool(better))
 
 
 def _by_day(

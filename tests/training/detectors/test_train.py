@@ -1,9 +1,14 @@
 """Tuning: what costs less is chosen, a seed fixes it, and the version says what it was."""
 
+import io
 from pathlib import Path
 
 import pytest
 
+from deployments import candidates
+from deployments.progress import LineReporter
+from features.settings import Settings
+from serve.artifacts import read_champion
 from serve.watchtower.settings import DEFAULTS, DetectorSettings
 from tests.training.detectors.scripted import LARGE, SMALL, ScriptedDay, scripted_days
 from training.detectors import train
@@ -60,3 +65,28 @@ def test_what_an_incident_costs() -> None:
     assert cost(suspected_s=20.0, confirmed_s=40.0, first=True) == 30.0
     assert cost(suspected_s=20.0, confirmed_s=40.0) == 150.0
     assert cost(suspected_s=7200.0, confirmed_s=7200.0) == MISSED_S
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_first_version_is_champion_and_later_ones_are_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def evenings(seed: int, cache: Path, told: object, count: int = 5) -> list[ScriptedDay]:
+        assert cache == settings.home / "cache" / "detectors"
+        asked.append((seed, count))
+        return scripted_days()[:1]
+
+    monkeypatch.setattr(candidates, "training_evenings", evenings)
+    settings = Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0", feast_registry=str(tmp_path / "registry.db"))
+    reporter = LineReporter(io.StringIO())
+    first, published = candidates.train_and_settle("detectors", settings, reporter, seed=1, evenings=2, tracked=False)
+    assert published
+    second, published = candidates.train_and_settle("detectors", settings, reporter, seed=1, warm=True, tracked=False)
+    assert not published
+    assert asked == [(1, 2), (1, 5)]
+    lineage = second.manifest.lineage
+    assert lineage is not None
+    assert lineage.parent == first.version
+    assert read_champion(settings.models, "detectors") == first.path
