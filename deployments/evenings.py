@@ -11,13 +11,13 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from loadtests.audience.incidents import Incident, schedule
 from loadtests.audience.scoring import LEAST_SHARE, belongs, score
@@ -48,8 +48,45 @@ _BEGINS_MS: Final = 14 * HOUR_MS
 _LASTS_MS: Final = 8 * HOUR_MS
 _INCIDENTS: Final = 7
 
+Integers = NDArray[np.integer[Any]]
 Watch = Callable[[str, int, int], None]
 """Told of `evenings`, how many are there and how many are wanted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Windows:
+    """Windows in arrays, a fifth of what they take as they are: W windows, R rows of leaves in them.
+
+    Attributes:
+        starts: when each began, UTC ms.
+        leaves: all that there are.
+        ends: of each window's rows (W,).
+        rows: places of leaves (R,).
+        counts: of each (R, WIDTH).
+    """
+
+    starts: list[int]
+    leaves: list[Leaf]
+    ends: Integers
+    rows: Integers
+    counts: Integers
+
+    @classmethod
+    def of(cls, windows: Sequence[Window]) -> Self:
+        """Put windows into arrays."""
+        places: dict[Leaf, int] = {}
+        rows = [places.setdefault(leaf, len(places)) for window in windows for leaf in window.counts]
+        counts = np.concatenate([np.zeros((0, WIDTH), np.int64), *[window.table() for window in windows]])
+        ends = np.cumsum([len(window.counts) for window in windows])
+        starts = [window.start_ms for window in windows]
+        return cls(starts, list(places), ends, np.array(rows, np.int32), counts.astype(np.int32))
+
+    def __iter__(self) -> Iterator[Window]:
+        begin = 0
+        for start_ms, end in zip(self.starts, self.ends.tolist(), strict=True):
+            part = zip(self.rows[begin:end].tolist(), self.counts[begin:end].tolist(), strict=True)
+            yield Window(start_ms, {self.leaves[row]: counts for row, counts in part})
+            begin = end
 
 
 class Evening:
@@ -64,7 +101,7 @@ class Evening:
     """
 
     def __init__(
-        self, name: str, world: World, truths: Sequence[Truth], windows: Sequence[Window], signs: Sequence[bytes]
+        self, name: str, world: World, truths: Sequence[Truth], windows: Windows, signs: Sequence[bytes]
     ) -> None:
         self._name = name
         self._world = world
@@ -76,15 +113,6 @@ class Evening:
     def name(self) -> str:
         """Names it."""
         return self._name
-
-    @cached_property
-    def _packed(self) -> tuple[list[Leaf], np.ndarray, np.ndarray, np.ndarray]:
-        """Leaves, and of the windows ends (W,), leaves' places (R,) and counts (R, WIDTH)."""
-        places: dict[Leaf, int] = {}
-        rows = [places.setdefault(leaf, len(places)) for window in self._windows for leaf in window.counts]
-        ends = np.cumsum([len(window.counts) for window in self._windows])
-        counts = np.concatenate([np.zeros((0, WIDTH), np.int64), *[window.table() for window in self._windows]])
-        return list(places), ends, np.array(rows, np.int32), counts.astype(np.int32)
 
     def seen(self) -> Iterator[tuple[Window, Sequence[Alarm]]]:
         """Its windows in order, and the signs in each."""
@@ -126,15 +154,14 @@ class Evening:
 
     def dump(self, seed: int) -> bytes:
         """As a file."""
-        leaves, ends, rows, counts = self._packed
+        windows = self._windows
         told = {
-            "name": self._name, "seed": seed, "leaves": leaves, "signs": [orjson.loads(one) for one in self._signs],
-            "starts": [window.start_ms for window in self._windows],
-            "truths": [asdict(truth) for truth in self._truths],
+            "name": self._name, "seed": seed, "leaves": windows.leaves, "starts": windows.starts,
+            "signs": [orjson.loads(one) for one in self._signs], "truths": [asdict(truth) for truth in self._truths],
         }  # fmt: skip
         file = io.BytesIO()
         told_bytes = np.frombuffer(orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY), np.uint8)
-        np.savez_compressed(file, told=told_bytes, ends=ends, rows=rows, counts=counts)
+        np.savez_compressed(file, told=told_bytes, ends=windows.ends, rows=windows.rows, counts=windows.counts)
         return file.getvalue()
 
     @classmethod
@@ -147,12 +174,8 @@ class Evening:
         try:
             with np.load(io.BytesIO(dumped), allow_pickle=False) as found:
                 told: dict[str, Any] = json.loads(found["told"].tobytes())
-                ends, rows, counts = found["ends"].tolist(), found["rows"].tolist(), found["counts"].tolist()
-            leaves = [tuple(leaf) for leaf in told["leaves"]]
-            windows = []
-            for start_ms, begin, end in zip(told["starts"], [0, *ends], ends, strict=False):
-                part = zip(rows[begin:end], counts[begin:end], strict=True)
-                windows.append(Window(start_ms, {leaves[row]: count for row, count in part}))
+                arrays = [found[name] for name in ("ends", "rows", "counts")]
+            windows = Windows(told["starts"], [tuple(leaf) for leaf in told["leaves"]], *arrays)
             truths = [
                 Truth(**{**one, "incident": Incident(**one["incident"]), "hurt": tuple(one["hurt"])})
                 for one in told["truths"]
@@ -228,4 +251,4 @@ def watch_evening(
         sessions.take(report, report.received_ms)
     windows += sessions.advance(audience.end_ms)
     signs = [board.dump_alarms(watch.see(window)) for window in windows]
-    return Evening(f"evening {seed}", world, audience.truths(), windows, signs)
+    return Evening(f"evening {seed}", world, audience.truths(), Windows.of(windows), signs)
