@@ -11,26 +11,29 @@ Importing this module imports torch.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from deployments.progress import Moment, Notice, Reporter, phase
+from deployments.evenings import training_evenings
+from deployments.progress import Moment, Notice, Reporter, advance, phase
 from deployments.rays import OBJECT_STORE_BYTES, STREAMING_OBJECT_STORE_BYTES, ray_place
 from deployments.state import RunFolder, store_url
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact, set_champion
 from serve.errors import ArtifactError, InvalidInput, PlayheadError, Unavailable
 from serve.rollout.standing import find_champion
+from serve.watchtower.settings import MODEL as DETECTORS
 from training.bitrate.material import Material
 from training.bitrate.pipeline import train_bitrate
 from training.bitrate.train import FitSettings
 from training.checks import check_data, read_profile, require, write_profile
 from training.data_profiles import DataProfile
 from training.datasets import Dataset
+from training.detectors.train import train_detectors
 from training.jobs import Resources, Tell, connected, run_job
 from training.quality.encodes import ENCODES
 from training.quality.noreference_export import NAME as QUALITY
@@ -55,16 +58,6 @@ def threads() -> int:
     return max(1, min(usable // 2, _MOST_THREADS))
 
 
-def advance(reporter: Reporter, name: str) -> Callable[..., None]:
-    """What training tells, as notices of a phase."""
-
-    def told(stage: str, done: int, total: int, note: str = "") -> None:
-        share = done / total if total else None
-        reporter.tell(Notice(phase=name, moment=Moment.ADVANCE, share=share, text=f"{stage}  {note}".strip()))
-
-    return told
-
-
 def train_candidate(
     model: str,
     settings: Settings,
@@ -83,12 +76,12 @@ def train_candidate(
     """Train a version of a model in this process; the champion stays what it is.
 
     Args:
-        model: recommend, bitrate or quality.
+        model: recommend, bitrate, quality or detectors.
         settings: where models and the registry are.
-        reporter: told of the phases `checks`, `training` (`bitrate`, `quality`) and `registry`.
+        reporter: told of the phases `checks`, `training` (or the model's name) and `registry`.
         dataset: what recommend is trained on.
         seed: of everything random.
-        warm: start from the weights of a version; recommend and bitrate.
+        warm: start from the weights of a version, or of detectors from its settings; not of quality.
         origin: that version; empty: the champion that answers (serve.rollout.standing).
         until_ms: recommend: only events before this time are used, UTC milliseconds; None: all.
         resume: take up the run with the same arguments that was interrupted, if there is one.
@@ -96,7 +89,7 @@ def train_candidate(
         checked: recommend: profile of data that was found right already, and is not checked again.
         options: recommend: `workers` (processes that share the encoder's fit) and `streaming` (True, False, or None: as
             the data's size asks for), which need a Ray that is connected, `since_ms`, and `fitting`, of the encoder.
-            bitrate: `material`, `rounds`, `minutes`. quality: `folder`, `encodes`, `workers`.
+            bitrate: `material`, `rounds`, `minutes`. quality: `folder`, `encodes`, `workers`. detectors: `evenings`.
 
     Returns:
         The version, in PLAYHEAD_HOME/models.
@@ -133,10 +126,13 @@ def train_candidate(
             artifact = _bitrate(settings, reporter, **common, **options)
         elif model == QUALITY:
             artifact = _quality(settings, reporter, **common, **options)
+        elif model == DETECTORS:
+            artifact = _detectors(settings, reporter, **common, **options)
         else:
             raise InvalidInput(
-                field="model", got=model, expected=f"{MODEL}, {BITRATE} or {QUALITY}", next_step="Correct the name."
-            )
+                field="model", got=model, expected=f"{MODEL}, {BITRATE}, {QUALITY} or {DETECTORS}",
+                next_step="Correct the name.",
+            )  # fmt: skip
         if run is not None:
             figures = {name: value for name, value in artifact.manifest.metrics.items() if isinstance(value, float)}
             run.metrics(figures)
@@ -317,6 +313,24 @@ def _quality(
             encodes=ENCODES if encodes is None else encodes, run=run,
         )  # fmt: skip
         found.append(f"{QUALITY} {artifact.version}")
+    return artifact
+
+
+def _detectors(
+    settings: Settings, reporter: Reporter, *, seed: int, parent: Artifact | None, resume: bool, run: str,
+    evenings: int | None = None,
+) -> Artifact:  # fmt: skip
+    del resume  # evenings that were watched are kept, whatever is asked for
+    told = advance(reporter, DETECTORS)
+    with phase(reporter, DETECTORS) as found:
+        count = {} if evenings is None else {"count": evenings}
+        days = training_evenings(seed, settings.home / "cache" / DETECTORS, told, **count)
+        artifact = train_detectors(settings.models / DETECTORS, days, seed, told, parent=parent, run=run)
+        figures: Any = artifact.manifest.metrics
+        found.append(
+            f"{DETECTORS} {artifact.version}, costs {figures['cost_s']:.0f} s an evening, "
+            f"{figures['start']['cost_s']:.0f} before"
+        )
     return artifact
 
 

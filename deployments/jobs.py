@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from deployments.candidates import BITRATE, advance, threads
-from deployments.progress import Moment, Notice, Reporter, phase
+from deployments.candidates import BITRATE, threads
+from deployments.progress import Moment, Notice, Reporter, advance, phase
 from deployments.state import store_url
 from features.events import EventKind
 from features.renditions import Rendition, store_renditions

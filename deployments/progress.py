@@ -5,7 +5,7 @@ Parts that run in processes of their own tell the same as JSON lines, so the ter
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -63,6 +63,16 @@ class Reporter(Protocol):
 
     def tell(self, notice: Notice) -> None:
         """Take a notice."""
+
+
+def advance(reporter: Reporter, name: str) -> Callable[..., None]:
+    """What training tells, as notices of a phase."""
+
+    def told(stage: str, done: int, total: int, note: str = "") -> None:
+        share = done / total if total else None
+        reporter.tell(Notice(phase=name, moment=Moment.ADVANCE, share=share, text=f"{stage}  {note}".strip()))
+
+    return told
 
 
 @contextmanager

@@ -47,7 +47,7 @@ from serve.gateway.stages import ModelState, Stages
 from serve.gateway.steering import OutageSource, SteeringStage
 from serve.live import LiveRanker, Sources
 from serve.metrics import Metrics
-from serve.models import serve_bitrate, serve_quality, serve_recommend
+from serve.models import serve_bitrate, serve_detectors, serve_quality, serve_recommend
 from serve.quality.estimates import BitstreamEstimator
 from serve.quality.intake import Intake, IntakeSettings
 from serve.quality.jobs import JobStore
@@ -128,7 +128,9 @@ async def open_gateway(
         AskedWriter(settings.redis_url, metrics),
     )  # fmt: skip
     ranking = await serve_recommend(arguments, live, metrics, vitals)
-    policies, estimates = serve_bitrate(arguments, metrics), serve_quality(arguments, metrics)
+    policies, estimates, detectors = (
+        serve_bitrate(arguments, metrics), serve_quality(arguments, metrics), serve_detectors(arguments, metrics)
+    )  # fmt: skip
     stages = Stages(
         features=reader,
         events=writer,
@@ -150,14 +152,14 @@ async def open_gateway(
         live.run, quality.runner.run, lambda: every(_FLUSH_S, metrics.flush), lambda: every(POLL_S, told_outages.look),
         lambda: every(POLL_S, told_health.look), lambda: every(LOOK_S, vitals_writer.look),
         lambda: every(FLUSH_S, exposures.flush), lambda: every(FLUSH_S, asked.flush),
-        lambda: every(COMPARED_S, quality.compared.flush),
+        lambda: every(COMPARED_S, quality.compared.flush), lambda: every(POLL_S, detectors.stage.look),
     ]  # fmt: skip
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
     closed: list[Closable] = [live, reader, writer, lookups, telemetry, exposures, asked]
-    closed += [told_outages, told_health, vitals_writer, quality.compared]
+    closed += [told_outages, told_health, detectors.stage, vitals_writer, quality.compared]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
-    followers.append(estimates.follower)
+    followers += [estimates.follower, detectors.follower]
     if ranker is not None:
         pages, watch = await _remote_pages(arguments, ranker, metrics)
         closed.append(watch)
@@ -179,7 +181,7 @@ async def open_gateway(
         beside.append(lambda: every(_STATES_S, plans.ask_states))
     for follower in followers:
         await follower.start()
-        told.append(partial(getattr, follower, "states"))
+        told.append(partial(getattr, detectors.stage if follower is detectors.follower else follower, "states"))
         beside.append(follower.run)
     operations = _operations(arguments, stages, metrics, followers, quality, told_outages)
     beside.append(lambda: every(ONLINE_LOOK_S, operations[1].look))

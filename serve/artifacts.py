@@ -36,6 +36,7 @@ from pydantic import (
     NonNegativeInt,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 
@@ -101,8 +102,8 @@ class Manifest(BaseModel):
         lineage: what it comes from, besides; None for versions older than the field.
         metrics: what evaluation measured.
         parameters: what the host must know to use it, such as the longest history.
-        graphs: graph name -> spec.
         files: path within the artifact, with `/` -> SHA-256, for all files but the manifest itself.
+        graphs: graph name -> spec; empty where the model is its parameters alone, without a file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -117,8 +118,8 @@ class Manifest(BaseModel):
     lineage: Lineage | None = None
     metrics: dict[str, JsonValue]
     parameters: dict[str, JsonValue]
-    graphs: Annotated[dict[Name, GraphSpec], Field(min_length=1)]
     files: Annotated[dict[str, Sha256], Field(max_length=MAX_FILES)]
+    graphs: dict[Name, GraphSpec]
 
     @field_validator("files")
     @classmethod
@@ -127,6 +128,13 @@ class Manifest(BaseModel):
             if not _RELATIVE_PATH.fullmatch(path) or path == MANIFEST:
                 raise ValueError(f"{path!r} is no path within the artifact")
         return files
+
+    @field_validator("graphs")
+    @classmethod
+    def _files_have_a_graph(cls, graphs: dict[str, GraphSpec], info: ValidationInfo) -> dict[str, GraphSpec]:
+        if info.data.get("files") and not graphs:
+            raise ValueError("files, and no graph that they are of")
+        return graphs
 
 
 def content_version(manifest: Manifest) -> str:

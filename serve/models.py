@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from serve.arguments import Arguments
 from serve.bitrate.planner import BitratePlanner
+from serve.gateway.detectors import DetectorsBoard, SettingsStage
 from serve.live import LiveRanker
 from serve.metrics import Metrics
 from serve.quality.estimates import MODEL, BitstreamEstimator
@@ -14,6 +15,7 @@ from serve.rollout.planner import FleetPlanner
 from serve.rollout.recommender import FleetRanker
 from serve.schemas import Answer
 from serve.vitals import Vitals
+from serve.watchtower.settings import MODEL as DETECTORS
 
 S = TypeVar("S", bound=HasModel)
 T = TypeVar("T")
@@ -75,6 +77,18 @@ def serve_quality(arguments: Arguments, metrics: Metrics) -> Served[Fleet[Bitstr
 
     fleet = Fleet(MODEL, arguments.settings().models, BitstreamEstimator(arguments.device), another, metrics)
     return Served(fleet, _follower(fleet, arguments, MODEL, metrics))
+
+
+def serve_detectors(arguments: Arguments, metrics: Metrics) -> Served[DetectorsBoard]:
+    """The detectors' settings; the Watchtower goes by them."""
+
+    async def another() -> SettingsStage:
+        return SettingsStage()
+
+    settings = arguments.settings()
+    fleet = Fleet(DETECTORS, settings.models, SettingsStage(), another, metrics)
+    follower = _follower(fleet, arguments, DETECTORS, metrics)
+    return Served(DetectorsBoard(settings, follower, metrics), follower)
 
 
 def _follower(fleet: Fleet[S], arguments: Arguments, model: str, metrics: Metrics) -> Follower:

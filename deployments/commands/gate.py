@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from deployments.commands.output import FAILED, Json, answering
+from deployments.commands.output import FAILED, Json, answering, reporting
+from deployments.progress import advance, phase
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
+    from training.detectors.days import Day
     from training.gates.verdict import Verdict
 
 
 def gate(
-    name: Annotated[str, typer.Argument(help="Model: recommend, bitrate or quality.")],
+    name: Annotated[str, typer.Argument(help="Model: recommend, bitrate, quality or detectors.")],
     version: Annotated[str, typer.Argument(help="The candidate's version.")],
     *,
     against: Annotated[
@@ -45,7 +49,15 @@ def gate(
         if data is not None:
             check_name(data)
         dataset = None if data is None else open_dataset(settings.datasets / data)
-        verdict = ask(name, version, settings, dataset=dataset, against=against)
+        with reporting(output) as reporter:
+
+            def watched(settings: Settings) -> "Sequence[Day]":
+                from deployments.evenings import gate_evenings  # noqa: PLC0415  (imports numba)
+
+                with phase(reporter, "evenings"):
+                    return gate_evenings(settings.home / "cache" / "detectors", advance(reporter, "evenings"))
+
+            verdict = ask(name, version, settings, dataset=dataset, against=against, days=watched)
         told = tell_if_up(verdict, settings.redis_url)
         report = reports_of(settings, name, verdict.candidate) / "gate.html"
         output.console.print(_table(verdict))

@@ -10,7 +10,7 @@ from deployments.commands.output import Json, Output, answering
 
 app = typer.Typer(help="Change which version of a model answers, on the service that runs.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="The model: recommend, bitrate, quality.")]
+Name = Annotated[str, typer.Argument(help="The model: recommend, bitrate, quality, detectors.")]
 By = Annotated[str, typer.Option(help="Who asks, for the record.")]
 Reason = Annotated[str, typer.Option(help="Why, for the record.")]
 Url = Annotated[str, typer.Option(help="The service; the one that is up on this machine if not given.")]
@@ -104,7 +104,11 @@ def status(name: Name, *, url: Url = "", as_json: Json = False) -> None:
             output.console.print(table)
             for line in _beside(judged.get("beside") or {}):
                 output.console.print(line, markup=False, soft_wrap=True)
-        if found.get("compared"):
+        if found.get("compared") and name == "detectors":
+            for one in found["compared"]:
+                for line in _called(one):
+                    output.console.print(line, markup=False, soft_wrap=True)
+        elif found.get("compared"):
             columns = ("version", "role", "content", "segments", "mean", "mean size", "largest")
             table = Table(*columns, box=None, pad_edge=False, title="points of VMAF from the champion's")
             for one in found["compared"]:
@@ -137,6 +141,34 @@ def changes(
             table.add_row(f"{at:%m-%d %H:%M:%S}", *cells, escape(change["by"]), escape(change["reason"]))
         output.console.print(table if found["changes"] else "nobody changed anything yet")
         output.answer(found)
+
+
+def _called(one: dict[str, Any]) -> Iterator[str]:
+    """What settings of the detectors called beside the champion's, in lines."""
+    earlier = "" if one["earlier_s"] is None else f" ({one['earlier_s']:+.0f} s earlier in the median)"
+    yield (
+        f"{one['role']} {one['version']}, {one['windows']:,} windows: confirmed by both {one['both']}{earlier}, by the "
+        f"champion only {one['champion_only']}, by it only {one['other_only']}; suspicions that were never confirmed: "
+        f"champion {one['champion_suspicions']}, it {one['other_suspicions']}"
+    )
+    if one["given_up"] or one["searches_left_out"]:
+        yield f"  {one['given_up'] or 'it goes on'}; {one['searches_left_out']} searches for causes were left out"
+    for call in one["calls"]:
+        slice_ = (call["other"] or call["champion"])["slice"]
+        where = ", ".join(f"{name} {value}" for name, value in slice_.items()) or "everyone"
+        yield f"  {where}: champion {_times(call['champion'])}; it {_times(call['other'])}"
+
+
+def _times(call: dict[str, Any] | None) -> str:
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    if call is None:
+        return "nothing"
+    return ", ".join(
+        f"{word} {datetime.fromtimestamp(call[f'{word}_ts'] / 1000, UTC):%m-%d %H:%M:%S}"
+        for word in ("suspected", "confirmed", "closed")
+        if call[f"{word}_ts"] is not None
+    )
 
 
 _DIFFERENCES = ("mean", "mean_absolute", "largest")

@@ -152,3 +152,28 @@ def quality(
                 "quality", output, settings, reporter, folder=folder, seed=seed, encodes=encodes, workers=workers,
                 publish=publish,
             )  # fmt: skip
+
+
+@app.command("detectors")
+def detectors(
+    *,
+    evenings: Annotated[
+        int | None, typer.Option(min=2, max=100, help="Simulated, whose incidents are known; else 5.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=999, help="Same seed, same settings.")] = 0,
+    warm: Annotated[bool, typer.Option("--warm", help="Search from the champion's settings.")] = False,
+    publish: Publish = False,
+    as_json: Json = False,
+) -> None:
+    """Tune the outage detectors' settings on simulated evenings whose incidents are known.
+
+    Watching an evening takes about a minute of one core, and is kept for the next run; the search takes a minute.
+    """
+    from features.settings import Settings  # noqa: PLC0415
+
+    with answering(as_json=as_json) as output:
+        settings = Settings.from_env()
+        with reporting(output) as reporter:
+            _train(
+                "detectors", output, settings, reporter, evenings=evenings, seed=seed, warm=warm, publish=publish
+            )  # fmt: skip

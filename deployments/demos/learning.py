@@ -27,11 +27,11 @@ import polars as pl
 import torch
 
 from deployments import background
-from deployments.candidates import BITRATE, MODEL, advance, threads, train_and_settle
+from deployments.candidates import BITRATE, MODEL, threads, train_and_settle
 from deployments.demos.chart import Mark, render
 from deployments.demos.poison import swap_vocabulary
 from deployments.local import StackOptions
-from deployments.progress import Reporter, phase
+from deployments.progress import Reporter, advance, phase
 from deployments.service import ask
 from deployments.state import RunFolder, StackLock, already_up
 from features.settings import Settings

@@ -27,6 +27,8 @@ from serve.rollout import board
 from serve.rollout.comparisons import compared_key, read_compared
 from serve.rollout.plans import STAGES, RolloutPlan, next_stage
 from serve.rollout.verdicts import GateVerdict, verdict_key
+from serve.watchtower.beside import read_beside
+from serve.watchtower.settings import MODEL as DETECTORS
 
 OPERATOR_VARIABLE: Final = "PLAYHEAD_OPERATOR_TOKEN"
 OPERATOR_HEADER: Final = "Playhead-Operator-Token"
@@ -154,6 +156,10 @@ class Rollout(BaseModel):
             many sessions asked and are over); null where none does, or nobody judges.
         compared: what the challenger and the shadow of the model `quality` estimated beside the champion: by version
             and class of content, with the mean of the differences, of their sizes, and the largest, in points of VMAF.
+            Of `detectors`, what their settings would have called beside the champion: by version `since_ts`, `windows`,
+            outages confirmed by `both`, by `champion_only` and `other_only`, `earlier_s` (the median by which these
+            confirm what both do), suspicions that neither confirmed, and the newest `calls`: see
+            serve.watchtower.beside.
     """
 
     request_id: str
@@ -314,7 +320,11 @@ class RolloutRoutes(ModelOperations):
         request_id = context_of(request).request_id
         plan = self._plan(name, dumped)
         judged = None if status is None or plan.challenger is None else orjson.loads(status)
-        compared = read_compared(replicas, plan.versions, now_ms())
+        compared = (
+            read_beside(replicas, plan.versions)
+            if name == DETECTORS
+            else read_compared(replicas, plan.versions, now_ms())
+        )
         body = {"request_id": request_id, "plan": _shown(plan, request_id), "judged": judged, "compared": compared}
         return Response(orjson.dumps(body), media_type="application/json")
 

@@ -43,10 +43,18 @@ def find_champion(settings: Settings, model: str) -> str | None:
     Raises:
         ArtifactError: the folder's `champion` names no version that is there.
     """
+    return champion_of(settings, model, _read_plan(settings, model))
+
+
+def champion_of(settings: Settings, model: str, plan: RolloutPlan | None) -> str | None:
+    """The same, given the plan that the store has; None: it has none.
+
+    Raises:
+        ArtifactError: the folder's `champion` names no version that is there.
+    """
     path = read_champion(settings.models, model)
     named = None if path is None else path.name
     serving = read_serving(settings.models / model / SERVING)
-    plan = _read_plan(settings, model)
     published = plan.published if plan is not None else None
     if serving and named not in {None, serving.get("taken"), published}:
         return named

@@ -1,5 +1,9 @@
-"""Alarms: a metric of a slice that is not as usual, as detectors raise them and outages are made of them."""
+"""Alarms: a metric of a slice that is not as usual, as detectors raise them and outages are made of them.
 
+Detectors tell signs, in the same form; serve.watchtower.settings says which of them are alarms.
+"""
+
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +33,9 @@ class Alarm:
         total: in the window.
         bad: of them; of MISSING and GAP, how many fewer than usual.
         windows: that `total` and `bad` are about; more than one where the trouble is too slow for one to show.
+        before: evidence of the window before; 0 where it was too little to be remembered.
+        excess: bad ones beyond what is usual, over the span that has most of them; infinity where whoever told it has
+            found them enough.
     """
 
     slice: Slice
@@ -39,6 +46,8 @@ class Alarm:
     total: float
     bad: float
     windows: int = 1
+    before: float = 0.0
+    excess: float = math.inf
 
 
 def slice_of(pairs: Iterable[Sequence[str]]) -> Slice:

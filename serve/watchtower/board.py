@@ -4,7 +4,7 @@ playhead:watchtower:lease:ROLE       who has a role, for as long as it lives
 playhead:watchtower:replicas         replicas by when they were last heard of
 playhead:watchtower:state:ROLE       a role's checkpoint (a hash; of sessions, one field a session)
 playhead:watchtower:window:START     what each partition saw of a window
-playhead:watchtower:alarms:START     what each shard of slices says of it
+playhead:watchtower:alarms:START     signs of alarms that each shard of slices saw in it
 playhead:outages                     outages by id: open ones, and those that closed lately
 playhead:outages:log                 each change of an outage, a stream
 playhead:outages:as_of               up to when outages are known, UTC ms
@@ -12,6 +12,7 @@ playhead:outages:as_of               up to when outages are known, UTC ms
 What gateways count of themselves is in serve.vitals, what is made of it in serve.watchtower.health.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -43,6 +44,9 @@ WINDOW_TTL_S: Final = 3600
 LATE_MS: Final = 15_000
 """A partition that stands still for so long is not waited for."""
 
+_ALARM: Final = (
+    "slice", "metric", "window_ms", "evidence", "expected", "total", "bad", "windows", "before", "excess",
+)  # fmt: skip
 _TIMEOUT_S: Final = 5.0
 _PREFIX: Final = "playhead:watchtower"
 
@@ -129,30 +133,17 @@ def is_complete(store: Store, end_ms: int, now_ms: int, since_ms: int) -> bool:
 
 
 def dump_alarms(alarms: Sequence[Alarm]) -> bytes:
-    """Alarms as JSON."""
-    return orjson.dumps(
-        [
-            [
-                alarm.slice,
-                alarm.metric,
-                alarm.window_ms,
-                alarm.evidence,
-                alarm.expected,
-                alarm.total,
-                alarm.bad,
-                alarm.windows,
-            ]
-            for alarm in alarms
-        ]
-    )
+    """Alarms, or signs of them, as JSON."""
+    return orjson.dumps([[getattr(alarm, name) for name in _ALARM] for alarm in alarms])  # infinity is null
 
 
 def load_alarms(dumped: bytes) -> Iterator[Alarm]:
-    """The reverse of `dump_alarms`."""
-    for pairs, metric, window_ms, evidence, expected, total, bad, windows in orjson.loads(dumped):
+    """The reverse of `dump_alarms`; what a release before signs told is an alarm by any settings that it meets."""
+    for pairs, metric, window_ms, evidence, expected, total, bad, windows, *more in orjson.loads(dumped):
+        before, excess = more or (evidence, None)
         yield Alarm(
             slice=slice_of(pairs), metric=metric, window_ms=window_ms, evidence=evidence, expected=expected,
-            total=total, bad=bad, windows=windows,
+            total=total, bad=bad, windows=windows, before=before, excess=math.inf if excess is None else excess,
         )  # fmt: skip
 
 

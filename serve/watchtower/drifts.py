@@ -17,6 +17,7 @@ from serve.telemetry.windows import METRICS
 from serve.watchtower.alarms import Alarm, Slice
 from serve.watchtower.bank import RatioBank
 from serve.watchtower.rates import SPANS
+from serve.watchtower.settings import SENSITIVE
 
 DRIFTING: Final = ("start_failures", "failures")
 """Metrics that are judged."""
@@ -24,13 +25,6 @@ STEP: Final = 12
 """Windows that are added up: two minutes."""
 LONGEST: Final = STEP * SPANS[-1]
 """Windows of the longest sum."""
-
-ALARM: Final = 6.5
-"""Evidence, -log10 of a probability: slices are judged a fiftieth as often as window by window."""
-LEAST_BAD: Final = 8.0
-"""Bad ones beyond what is usual."""
-LEAST_LIFT: Final = 2.0
-"""Times the usual share."""
 
 _COLUMNS: Final = [2 * METRICS.index(metric) + place for metric in DRIFTING for place in (0, 1)]
 
@@ -46,7 +40,7 @@ class DriftWatch:
     def see(
         self, window_ms: int, rows: NDArray[np.int64], counts: NDArray[np.int64], known: Mapping[Slice, int]
     ) -> Iterator[Alarm]:
-        """Count a window; at the end of a step, judge it and learn it.
+        """Count a window; at the end of a step, judge it and learn it. Gives signs.
 
         Args:
             window_ms: when the window began.
@@ -73,17 +67,17 @@ class DriftWatch:
         usual = self._bank.shares(there)
         p_values = self._bank.see(there, shares[there, 1], shares[there, 0])
         evidence = -np.log10(np.maximum(p_values, 1e-300))
-        high = np.flatnonzero(evidence >= ALARM).tolist()
+        high = np.flatnonzero(evidence >= SENSITIVE.slow_evidence).tolist()
         named = {row: slice_ for slice_, row in known.items()} if high else {}
         for place in high:
             at, share = int(there[place]), float(usual[place])
             bad, total, steps = self._worst(at, share)
-            if bad - share * total < LEAST_BAD or bad < LEAST_LIFT * share * total or not self._bank.goes_on(at, share):
-                continue
-            yield Alarm(
+            sign = Alarm(
                 slice=named[at // len(DRIFTING)], metric=DRIFTING[at % len(DRIFTING)], window_ms=window_ms,
                 evidence=float(evidence[place]), expected=share, total=total, bad=bad, windows=steps * STEP,
             )  # fmt: skip
+            if SENSITIVE.is_alarm(sign) and self._bank.goes_on(at, share):
+                yield sign
 
     def _worst(self, at: int, share: float) -> tuple[float, float, int]:
         """Bad, total and steps of the span with most bad ones beyond what is usual."""

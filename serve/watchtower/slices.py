@@ -1,4 +1,4 @@
-"""What is watched: every slice that has traffic, by every metric; and the alarms that come of it.
+"""What is watched: every slice that has traffic, by every metric; and the signs of alarms that come of it.
 
 Slices are the whole, each value of each dimension, and pairs of values of dimensions that break together. Finer causes
 are found by localisation once an alarm is raised: an alarm need only be near. Shapes: L leaves, M columns of counts.
@@ -21,20 +21,11 @@ from serve.watchtower.bank import RatioBank
 from serve.watchtower.counts import CountDetector
 from serve.watchtower.drifts import DriftWatch
 from serve.watchtower.likelihoods import negative_binomial_tail
+from serve.watchtower.settings import SENSITIVE
 from serve.watchtower.state import checked, stamped
 
 PAIRED: Final = ("cdn", "asn", "region", "device", "app", "protocol")
 """Dimensions whose pairs are watched; a title's pairs would be too many to say anything of."""
-
-ALARM: Final = 8.0
-"""Evidence, -log10 of a probability, from which a window alone is an alarm: once in 27 years by 10,000 series, were
-tails exact."""
-
-LASTING: Final = 5.0
-"""Evidence that is an alarm when the window before had it too."""
-
-LEAST_BAD: Final = 4
-"""Bad ones in excess of what is usual, over the span that has most of them, below which nothing is an alarm."""
 
 MOST_SLICES: Final = 20_000
 """At a time; those least seen make room for others, so that values that somebody invents do not keep new ones out."""
@@ -169,7 +160,11 @@ class SliceWatch:
         return self._windows >= self._bank.warm_up
 
     def see(self, window: Window) -> list[Alarm]:
-        """Judge a window, then learn it. Windows come in order, those that nothing was seen in too."""
+        """Judge a window, then learn it. Windows come in order, those that nothing was seen in too.
+
+        Returns:
+            Signs, most evidence first: what the most sensitive settings would call alarms.
+        """
         self._windows += 1
         slices, rows, counts = self._sums_of(window)
         at = window.start_ms
@@ -182,7 +177,7 @@ class SliceWatch:
         ]
         if self._windows % 360 == 0:
             self._forget_old()
-        return sorted(alarms, key=lambda alarm: -alarm.evidence)
+        return sorted(SENSITIVE.alarms(alarms), key=lambda alarm: -alarm.evidence)
 
     def _is_ours(self, slice_: Slice) -> bool:
         return self._shards == 1 or zlib.crc32(repr(slice_).encode()) % self._shards == self._shard
@@ -243,18 +238,16 @@ class SliceWatch:
         there = np.flatnonzero(total > 0)
         usual = self._bank.shares(rows[there])
         evidence = -np.log10(np.maximum(self._bank.see(rows[there], bad[there], total[there]), 1e-300))
-        for place in np.flatnonzero(evidence >= LASTING).tolist():
+        for place in np.flatnonzero(evidence >= SENSITIVE.lasting_evidence).tolist():
             at = int(there[place])
             slice_, metric = ours[at // len(METRICS)], METRICS[at % len(METRICS)]
-            self._before[slice_, metric] = float(evidence[place])
-            if evidence[place] < ALARM and (slice_, metric) not in before:
-                continue
-            if self._bank.goes_on(int(rows[at]), usual[place]) and (
-                self._excess(int(rows[at]), bad[at], total[at], usual[place]) >= LEAST_BAD
-            ):
+            known = self._before[slice_, metric] = float(evidence[place])
+            lately = before.get((slice_, metric), 0.0)
+            if (known >= SENSITIVE.evidence or lately) and self._bank.goes_on(int(rows[at]), usual[place]):
                 yield Alarm(
-                    slice=slice_, metric=metric, window_ms=window_ms, evidence=float(evidence[place]),
-                    expected=float(usual[place]), total=float(total[at]), bad=float(bad[at]),
+                    slice=slice_, metric=metric, window_ms=window_ms, evidence=known, expected=float(usual[place]),
+                    total=float(total[at]), bad=float(bad[at]), before=lately,
+                    excess=float(self._excess(int(rows[at]), bad[at], total[at], usual[place])),
                 )  # fmt: skip
 
     def _excess(self, row: int, bad: float, total: float, usual: float) -> float:
@@ -278,10 +271,10 @@ class SliceWatch:
             evidence = -float(np.log10(max(detector.p_value(count), 1e-300)))
             expected = detector.expected(count)
             detector.learn_one(count)
-            if evidence >= ALARM and expected - began >= LEAST_BAD:
+            if evidence >= SENSITIVE.evidence:
                 yield Alarm(
                     slice=slice_, metric=MISSING, window_ms=window_ms, evidence=evidence, expected=expected,
-                    total=float(began), bad=expected - began,
+                    total=float(began), bad=expected - began, excess=expected - began,
                 )  # fmt: skip
 
     def _judge_reports(self, window_ms: int, sums: Mapping[Slice, NDArray[np.int64]]) -> Iterator[Alarm]:

@@ -5,6 +5,9 @@ same sessions are one outage; its slice is the one that most evidence speaks for
 does not change with the noise. Alarms of many windows (serve.watchtower.drifts) are not localised, since the recent
 leaves do not show what is slow: the slice with most evidence is named.
 
+Which alarms there are, and what an outage makes of them, is a matter of settings: trackers with other settings may look
+at the same scene beside the one that is told of.
+
 An outage is suspected at its first alarm, confirmed by a second (an alarm of many windows needs none), recovering once
 its metrics are as usual again, and closed when they stay so; what was usual is what was so before it began.
 
@@ -17,35 +20,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
-from serve.telemetry.windows import METRICS, REPORTS, WINDOW_MS, Window
+from serve.telemetry.windows import METRICS, WINDOW_MS, Window
 from serve.watchtower.alarms import GAP, MISSING, Alarm, Slice, may_meet, slice_of
 from serve.watchtower.cases import Case, Past
 from serve.watchtower.drifts import STEP
-from serve.watchtower.gaps import Gaps
-from serve.watchtower.history import FINE, Excerpt, History
-from serve.watchtower.localisation import Cause, evidence_of, localise
+from serve.watchtower.history import FINE, Excerpt
+from serve.watchtower.localisation import Cause, evidence_of
 from serve.watchtower.outages import Effect, Outage, State
-from serve.watchtower.starts import StartWatch
+from serve.watchtower.scene import Scene
+from serve.watchtower.settings import DEFAULTS, DetectorSettings
 from serve.watchtower.state import checked, stamped
 
 SPANS: Final = (2, 6, 18, 36)
 """Windows that a new outage's beginning is looked for in, shortest first."""
 
-CONFIRMED_AFTER: Final = 2
-"""Alarmed windows among the latest CONFIRMED_WITHIN: where few watch, trouble does not show in each window."""
-CONFIRMED_WITHIN: Final = 12
-RECOVERING_AFTER: Final = 6
-CLOSED_AFTER: Final = 30
-"""Windows as usual in a row."""
-SUSPICION_ENDS: Final = 18
-"""Windows as usual after which an outage that was never confirmed is dropped."""
-
-LEAST_LIFT: Final = 1.5
-"""Times the usual share, of a slice that is named."""
-LEAST_EXCESS: Final = 4.0
-"""Bad ones beyond what is usual, of a slice that is named."""
-LEAST_HURT: Final = 5.0
-"""Sessions that are hurt before an outage is confirmed."""
 SAME: Final = 0.6
 """Share of a slice's trouble that lies in an outage's slice for it to be part of that outage."""
 _MOST_LOCALISED: Final = 4
@@ -70,14 +58,24 @@ _VERSION: Final = 3
 
 
 class OutageTracker:
-    """All outages that are open, and the recent windows that they are judged by."""
+    """All outages that are open, and the recent windows that they are judged by.
 
-    def __init__(self) -> None:
-        self._history = History()
-        self._starts = StartWatch(self._history)
+    Args:
+        settings: of alarms and outages.
+        scene: what is looked at; None: one of its own.
+
+    Attributes:
+        settings: may be replaced between two windows.
+        left_out: searches for causes that were not made for want of an allowance.
+    """
+
+    def __init__(self, settings: DetectorSettings = DEFAULTS, scene: Scene | None = None) -> None:
+        self.settings = settings
+        self.left_out = 0
+        self._scene = scene or Scene()
         self._cases: list[Case] = []
-        self._gaps = Gaps()
         self._past = Past()
+        self._allowance: int | None = None
 
     @property
     def outages(self) -> list[Outage]:
@@ -87,16 +85,39 @@ class OutageTracker:
     @property
     def gaps(self) -> list[Slice]:
         """Slices whose telemetry is incomplete now."""
-        return self._gaps.slices
+        return self._scene.gaps.slices
 
-    def see(self, window: Window, alarms: Sequence[Alarm]) -> list[Outage]:
-        """Take a window in with its alarms; gives the outages that changed. Windows come in order, each once."""
-        now = window.start_ms + WINDOW_MS
-        self._history.keep(window)
-        reports = self._history.since((), window.start_ms)[0][REPORTS]
-        self._gaps.see(window.start_ms, int(reports), alarms)
-        if () not in self._gaps.slices:
-            self._starts.learn()
+    def see(self, window: Window, signs: Sequence[Alarm]) -> list[Outage]:
+        """Take a window and its signs in; gives the outages that changed. Windows come in order, each once."""
+        self._scene.see(window, signs)
+        return self.judge(window.start_ms, signs)
+
+    def beside(self, settings: DetectorSettings, known: Mapping[str, Any] | None = None) -> "OutageTracker":
+        """Another tracker of the same scene, which is asked by `judge` after this one has seen a window.
+
+        Args:
+            settings: of that one.
+            known: its own checkpoint (`own_state`); None: it begins with what is open here.
+
+        Raises:
+            KeyError: that is no checkpoint of a tracker.
+        """
+        other = OutageTracker(settings, self._scene)
+        other._take(self.own_state() if known is None else known)
+        return other
+
+    def judge(self, window_ms: int, signs: Sequence[Alarm], allowance: int | None = None) -> list[Outage]:
+        """Judge the window that the scene saw last; gives the outages that changed.
+
+        Args:
+            window_ms: when it began.
+            signs: of it.
+            allowance: searches for causes that this may make, beside those that others made in this window; None: all
+                that it takes.
+        """
+        self._allowance = allowance
+        now = window_ms + WINDOW_MS
+        alarms = self.settings.alarms(signs)
         before = {case.outage.outage_id: case.outage for case in self._cases}
         usable = [
             alarm
@@ -105,14 +126,14 @@ class OutageTracker:
         ]
         slow = [alarm for alarm in usable if alarm.windows > 1]
         for metric, of_metric in _by_metric(alarm for alarm in usable if alarm.windows == 1)[:_MOST_LOCALISED]:
-            if not self._is_explained(metric, of_metric, window.start_ms):
-                self._localise(metric, of_metric[0], window.start_ms, now)
+            if not self._is_explained(metric, of_metric, window_ms):
+                self._localise(metric, of_metric[0], window_ms, now)
         heard: set[str] = set()
         for alarm in sorted(slow, key=lambda one: -one.evidence):
             self._hear_slow(alarm, now, heard)
         changed = []
         for case in list(self._cases):
-            self._live(case, window.start_ms, now)
+            self._live(case, window_ms, now)
             if case.outage != before.get(case.outage.outage_id) and self._is_told(case, before):
                 changed.append(case.outage)
         for case in self._cases:
@@ -130,13 +151,13 @@ class OutageTracker:
         """Whether missing reports alone may look like this."""
         if alarm.metric in _NEVER_ALONE:
             return True
-        return alarm.metric in _UNSURE_IN_GAPS and self._gaps.may_hold(alarm.slice)
+        return alarm.metric in _UNSURE_IN_GAPS and self._scene.gaps.may_hold(alarm.slice)
 
     def _is_shift(self, alarm: Alarm, now: int) -> bool:
         """Whether starts that an alarm lacks began elsewhere, over any span."""
         if alarm.metric != MISSING:
             return False
-        return not any(self._starts.is_absence(alarm.slice, now - span * WINDOW_MS) for span in SPANS)
+        return not any(self._scene.starts.is_absence(alarm.slice, now - span * WINDOW_MS) for span in SPANS)
 
     def _localise(self, metric: str, alarm: Alarm, window_ms: int, now: int) -> None:
         """Find what an alarm's metric comes down to, and lay it to an outage, or make one of it."""
@@ -148,15 +169,17 @@ class OutageTracker:
             spans = self._spans(metric, alarm.slice, now)
         for span in spans:
             since = now - span * WINDOW_MS
-            excerpt = self._history.excerpt(metric, since)
-            if excerpt is None:
+            if not self._may_search(metric, since):
+                return
+            searched = self._scene.search(metric, since)
+            if searched is None:
                 continue
-            found = localise(excerpt.table, metric="missing" if metric == MISSING else "bad", top=4)
+            excerpt, found = searched
             causes = [
                 cause
                 for cause in found.causes
-                if cause.is_cause and _is_large(cause, metric)
-                and (metric != MISSING or self._starts.is_absence(slice_of(cause.slice_.items()), since))
+                if cause.is_cause and self._is_large(cause, metric)
+                and (metric != MISSING or self._scene.starts.is_absence(slice_of(cause.slice_.items()), since))
             ]  # fmt: skip
             if causes:
                 for cause in causes:
@@ -166,13 +189,21 @@ class OutageTracker:
                 self._lay(metric, (), None, excerpt, since, window_ms, now)
                 return
 
+    def _may_search(self, metric: str, since: int) -> bool:
+        """Whether a search costs nothing, or is still allowed."""
+        if self._allowance is None or self._scene.is_searched(metric, since):
+            return True
+        self._allowance -= 1
+        self.left_out += self._allowance < 0
+        return self._allowance >= 0
+
     def _spans(self, metric: str, slice_: Slice, now: int) -> list[int]:
         """Windows to look back over, of SPANS; where an outage is over, only those that it left calm.
 
         A slice that nobody was in, such as viewers who were steered away, has no windows of its own meanwhile: the sums
         that raised the alarm remember the outage.
         """
-        calm_ms = self._past.end(metric, slice_) - CLOSED_AFTER * WINDOW_MS
+        calm_ms = self._past.end(metric, slice_) - self.settings.closed_after * WINDOW_MS
         return [span for span in SPANS if now - span * WINDOW_MS >= calm_ms]
 
     def _lay(
@@ -189,7 +220,7 @@ class OutageTracker:
         if metric != MISSING:
             case.usual.setdefault(metric, self._usual(metric, case.best, since))
         elif case.starts is None:
-            case.starts = self._starts.before(case.best, since)
+            case.starts = self._scene.starts.before(case.best, since)
         evidence = case.outage.evidence
         if cause is not None:
             told = {"slice": dict(cause.slice_), "metric": metric, "score": cause.score, **evidence_of(cause)}
@@ -253,7 +284,7 @@ class OutageTracker:
                 return case
         for case in self._cases:
             other = case.slice
-            if set(other) > set(slice_) or self._history.overlap(slice_, other, excerpt) >= SAME:
+            if set(other) > set(slice_) or self._scene.history.overlap(slice_, other, excerpt) >= SAME:
                 return case
         return None
 
@@ -270,14 +301,14 @@ class OutageTracker:
         """Bring an outage's figures and state up to the window."""
         slice_ = case.slice
         if case.starts is not None and case.starts.slice != slice_:
-            case.starts = self._starts.before(slice_, case.outage.started_ts)
+            case.starts = self._scene.starts.before(slice_, case.outage.started_ts)
         effects = self._effects(case, slice_, _EFFECT_WINDOWS)
         excess = max((effect.bad - effect.expected * effect.total for effect in effects), default=0.0)
         alarmed = bool(case.alarmed) and case.alarmed[-1] == window_ms
         case.pace = max(case.pace, excess / _EFFECT_WINDOWS)
         calm = self._is_calm(case, slice_)
         case.calm = case.calm + 1 if calm else 0
-        latest, _ = self._history.since(slice_, window_ms)
+        latest, _ = self._scene.history.since(slice_, window_ms)
         beyond = {
             metric: max(0.0, float(latest[column + 1]) - usual * float(latest[column]))
             for metric, usual in case.usual.items()
@@ -285,7 +316,7 @@ class OutageTracker:
         }
         once = sum(beyond.pop(metric, 0.0) for metric in _ONCE)
         case.hurt = max(case.hurt + max([once, *beyond.values()]), excess)
-        everyone = max(float(self._history.since((), window_ms)[0][2 * METRICS.index("silence")]), 1.0)
+        everyone = max(float(self._scene.history.since((), window_ms)[0][2 * METRICS.index("silence")]), 1.0)
         case.fade(_VOTE_KEEP)
         state = self._next_state(case, window_ms)
         outage = case.outage
@@ -298,36 +329,45 @@ class OutageTracker:
 
     def _is_calm(self, case: Case, slice_: Slice) -> bool:
         """Whether an outage's metrics are as usual now."""
-        if case.slow and self._history.latest_ms - case.alarmed[-1] < 2 * STEP * WINDOW_MS:
+        if case.slow and self._scene.history.latest_ms - case.alarmed[-1] < 2 * STEP * WINDOW_MS:
             return False
         windows = FINE if case.slow else _CALM_WINDOWS if case.pace >= _FEW else _CALM_WINDOWS_OF_FEW
         if case.starts is not None:
             since = self._latest_of(case, case.starts.telling(windows, FINE))
-            if self._starts.since(case.starts, since).are_missing:
+            if self._scene.starts.since(case.starts, since).are_missing:
                 return False
         return all(_is_usual(effect) for effect in self._shares(case, slice_, windows))
 
     def _next_state(self, case: Case, window_ms: int) -> State:
-        state = case.outage.state
-        lately = sum(window_ms - window < CONFIRMED_WITHIN * WINDOW_MS for window in case.alarmed)
+        state, settings = case.outage.state, self.settings
+        lately = sum(window_ms - window < settings.confirmed_within * WINDOW_MS for window in case.alarmed)
         if state == "suspected":
-            if (lately >= CONFIRMED_AFTER or case.slow) and case.hurt >= LEAST_HURT:
+            if (lately >= settings.confirmed_after or case.slow) and case.hurt >= settings.least_hurt:
                 return "confirmed"
-            return "closed" if case.calm >= SUSPICION_ENDS else "suspected"
-        if case.calm >= CLOSED_AFTER:
+            return "closed" if case.calm >= settings.suspicion_ends else "suspected"
+        if case.calm >= settings.closed_after:
             return "closed"
-        return "recovering" if case.calm >= RECOVERING_AFTER else "confirmed"
+        return "recovering" if case.calm >= settings.recovering_after else "confirmed"
+
+    def _is_large(self, cause: Cause, metric: str) -> bool:
+        evidence, settings = cause.evidence, self.settings
+        if metric == MISSING:
+            lifted = evidence.ratio_now * settings.least_lift <= evidence.ratio_before
+            return -evidence.excess >= settings.least_excess and lifted
+        return evidence.excess >= settings.least_excess and (
+            evidence.ratio_now >= settings.least_lift * evidence.ratio_before
+        )
 
     def _effects(self, case: Case, slice_: Slice, most: int) -> list[Effect]:
         """An outage's metrics over some of the latest windows, or since it began."""
         shares = self._shares(case, slice_, most)
         if case.starts is None:
             return shares
-        return [*shares, self._starts.since(case.starts, self._latest_of(case, most)).effect()]
+        return [*shares, self._scene.starts.since(case.starts, self._latest_of(case, most)).effect()]
 
     def _shares(self, case: Case, slice_: Slice, most: int) -> list[Effect]:
         """Those of its metrics that are shares of bad ones."""
-        counts, _ = self._history.since(slice_, self._latest_of(case, most))
+        counts, _ = self._scene.history.since(slice_, self._latest_of(case, most))
         effects = []
         for metric, usual in case.usual.items():
             column = 2 * METRICS.index(metric)
@@ -339,38 +379,39 @@ class OutageTracker:
 
     def _latest_of(self, case: Case, most: int) -> int:
         """When some of the latest windows began, or the outage, whichever is later."""
-        return max(case.outage.started_ts, self._history.latest_ms - (most - 1) * WINDOW_MS)
+        return max(case.outage.started_ts, self._scene.history.latest_ms - (most - 1) * WINDOW_MS)
 
     def _usual(self, metric: str, slice_: Slice, since_ms: int) -> float:
         """Share of bad ones that was usual in a slice before a moment."""
-        counts, _ = self._history.before(slice_, since_ms)
-        everyone, _ = self._history.before((), since_ms)
+        counts, _ = self._scene.history.before(slice_, since_ms)
+        everyone, _ = self._scene.history.before((), since_ms)
         column = 2 * METRICS.index(metric)
         whole = (float(everyone[column + 1]) + 0.5) / (float(everyone[column]) + 1.0)
         return (float(counts[column + 1]) + 20.0 * whole) / (float(counts[column]) + 20.0)
 
+    def own_state(self) -> dict[str, Any]:
+        """What it keeps beside the scene: JSON-able."""
+        return {"over": self._past.state(), "cases": [case.state() for case in self._cases]}
+
     def state(self) -> dict[str, Any]:
-        """A checkpoint: JSON-able, versioned."""
-        return stamped(_KIND, _VERSION, {
-            "history": self._history.state(), "season": self._starts.state(),
-            "gaps": self._gaps.state(), "over": self._past.state(), "cases": [case.state() for case in self._cases],
-        })  # fmt: skip
+        """A checkpoint with the scene: JSON-able, versioned. Settings are not in it."""
+        return stamped(_KIND, _VERSION, {**self._scene.state(), **self.own_state()})
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
+    def from_state(cls, state: Mapping[str, Any], settings: DetectorSettings = DEFAULTS) -> Self:
         """The tracker that wrote this checkpoint.
 
         Raises:
             InvalidInput: another version wrote it.
         """
         state = checked(state, _KIND, _VERSION)
-        tracker = cls()
-        tracker._history = History.from_state(state["history"])
-        tracker._starts = StartWatch.from_state(state["season"], tracker._history)
-        tracker._gaps = Gaps.from_state(state["gaps"])
-        tracker._cases = [Case.from_state(case) for case in state["cases"]]
-        tracker._past = Past.from_state(state["over"])
+        tracker = cls(settings, Scene.from_state(state))
+        tracker._take(state)
         return tracker
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        self._cases = [Case.from_state(case) for case in state["cases"]]
+        self._past = Past.from_state(state["over"])
 
 
 def _is_more(case: Case, alarm: Alarm) -> bool:
@@ -386,13 +427,6 @@ def _by_metric(alarms: Iterable[Alarm]) -> list[tuple[str, list[Alarm]]]:
     for alarm in sorted(alarms, key=lambda one: -one.evidence):
         found.setdefault(alarm.metric, []).append(alarm)
     return list(found.items())
-
-
-def _is_large(cause: Cause, metric: str) -> bool:
-    evidence = cause.evidence
-    if metric == MISSING:
-        return -evidence.excess >= LEAST_EXCESS and evidence.ratio_now * LEAST_LIFT <= evidence.ratio_before
-    return evidence.excess >= LEAST_EXCESS and evidence.ratio_now >= LEAST_LIFT * evidence.ratio_before
 
 
 def _is_usual(effect: Effect) -> bool:

@@ -4,6 +4,7 @@ HOME/gates/MODEL/VERSION/gate.json   the verdict
 HOME/gates/MODEL/VERSION/gate.html   the same to read
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +13,12 @@ from serve.artifacts import Artifact, read_artifact
 from serve.errors import InvalidInput, NotFound
 from serve.rollout.standing import find_champion
 from training.datasets.dataset import Dataset, open_dataset
+from training.detectors.days import Day
 from training.gates.report import write_report
 from training.gates.verdict import Verdict
 from training.retention import using
 
-MODELS: Final = ("recommend", "bitrate", "quality")
+MODELS: Final = ("recommend", "bitrate", "quality", "detectors")
 
 
 def reports_of(settings: Settings, model: str, version: str) -> Path:
@@ -32,6 +34,7 @@ def gate(
     dataset: Dataset | None = None,
     cut_ms: int | None = None,
     against: str | None = None,
+    days: Callable[[Settings], Sequence[Day]] | None = None,
 ) -> Verdict:
     """Ask whether a version may become a canary, and write its report.
 
@@ -43,6 +46,7 @@ def gate(
             generate what they are asked with.
         cut_ms: of `recommend`: starts from then on (UTC ms) are held out; None: after both versions' newest event.
         against: the version to compare with; None: the one that answers (serve.rollout.standing).
+        days: of `detectors`: makes the days that are held out, whose incidents are known (deployments.evenings).
 
     Returns:
         The verdict; `passed` says whether the candidate may go on.
@@ -57,11 +61,18 @@ def gate(
             field="model", got=model, expected=f"one of {', '.join(MODELS)}", next_step="Correct the model's name."
         )
     with using(settings.models, model):
-        return _gate(model, version, settings, dataset=dataset, cut_ms=cut_ms, against=against)
+        return _gate(model, version, settings, dataset=dataset, cut_ms=cut_ms, against=against, days=days)
 
 
 def _gate(
-    model: str, version: str, settings: Settings, *, dataset: Dataset | None, cut_ms: int | None, against: str | None
+    model: str,
+    version: str,
+    settings: Settings,
+    *,
+    dataset: Dataset | None,
+    cut_ms: int | None,
+    against: str | None,
+    days: Callable[[Settings], Sequence[Day]] | None,
 ) -> Verdict:
     candidate, champion = _version(settings, model, version), _champion(settings, model, against)
     if model == "recommend":
@@ -74,6 +85,14 @@ def _gate(
         from training.gates.bitrate import gate_bitrate  # noqa: PLC0415
 
         verdict = gate_bitrate(candidate, champion)
+    elif model == "detectors":
+        from training.gates.detectors import gate_detectors  # noqa: PLC0415
+
+        if days is None:
+            raise InvalidInput(
+                field="days", got=None, expected="days whose incidents are known", next_step="Give what makes them."
+            )
+        verdict = gate_detectors(candidate, champion, days(settings))
     else:
         from training.gates.quality import gate_quality  # noqa: PLC0415
 

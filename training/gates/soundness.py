@@ -1,7 +1,7 @@
 """Checks of an artifact itself, whatever its model: graphs, figures, size, lineage, and whether it is new at all."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -86,7 +86,7 @@ def check_changed(candidate: Artifact, champion: Artifact, *, same_answers: bool
         same_answers: whether both answered all that was asked in the same way.
     """
     same_content = _content(candidate) == _content(champion)
-    why = "the graphs and tables are the champion's" if same_content else "all answers are the champion's"
+    why = "its content is the champion's" if same_content else "all answers are the champion's"
     same = same_content or same_answers
     return Check(
         name="no change", passed=not same, measured=float(same), bound=0.0,
@@ -94,12 +94,14 @@ def check_changed(candidate: Artifact, champion: Artifact, *, same_answers: bool
     )  # fmt: skip
 
 
-def _content(artifact: Artifact) -> dict[str, str]:
-    return {
+def _content(artifact: Artifact) -> Mapping[str, object]:
+    """Graphs and tables; of a model that has none, its parameters."""
+    files = {
         name: digest
         for name, digest in artifact.manifest.files.items()
         if name.startswith("openvino/") or name.endswith(".parquet")
     }
+    return files or artifact.manifest.parameters
 
 
 def check_lineage(candidate: Artifact, *, timed: bool) -> Check:

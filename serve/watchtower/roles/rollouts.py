@@ -2,8 +2,8 @@
 
 Of pages it is told what was shown and played, of bitrate policies which sessions asked and how they ended. A step is a
 change of the plan as any other, logged with its evidence. What an operator changes meanwhile stands: a change follows
-the revision that was judged, or is not made. A model of whose answers nothing is told (quality) is rolled back by the
-Watchtower's word alone, and promoted by people.
+the revision that was judged, or is not made. A model of whose answers nothing is told (quality, detectors) is rolled
+back by the Watchtower's word alone, and promoted by people.
 """
 
 import logging

@@ -12,7 +12,8 @@ from serve.telemetry.windows import METRICS, WIDTH, WINDOW_MS, Window
 from serve.watchtower.alarms import Alarm
 from serve.watchtower.drifts import DRIFTING, LONGEST, STEP, DriftWatch
 from serve.watchtower.history import FINE
-from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker
+from serve.watchtower.settings import DEFAULTS
+from serve.watchtower.tracker import OutageTracker
 
 T0 = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 ROWS = np.arange(20)
@@ -51,7 +52,8 @@ def counted(windows: int, share: Share, seed: int = 0) -> Iterator[tuple[int, np
 
 
 def heard(windows: int, share: Share, watch: DriftWatch, seed: int = 0) -> list[Alarm]:
-    return [alarm for at, counts in counted(windows, share, seed) for alarm in watch.see(at, ROWS, counts, KNOWN)]
+    signs = [sign for at, counts in counted(windows, share, seed) for sign in watch.see(at, ROWS, counts, KNOWN)]
+    return DEFAULTS.alarms(signs)
 
 
 def test_a_slow_rise_is_alarmed_while_windows_show_one_or_none() -> None:
@@ -142,7 +144,7 @@ def test_an_alarm_of_many_windows_is_an_outage_until_its_metric_is_as_usual() ->
     (evidence,) = first.evidence
     assert (evidence["metric"], evidence["windows"]) == ("failures", LONGEST // 2)
     closed = states[-1][0]
-    assert 400 + CLOSED_AFTER < closed < 400 + CLOSED_AFTER + 3 * STEP + FINE
+    assert 400 + DEFAULTS.closed_after < closed < 400 + DEFAULTS.closed_after + 3 * STEP + FINE
 
 
 def test_sums_that_remember_an_outage_that_is_over_open_no_other() -> None:

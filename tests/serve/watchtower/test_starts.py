@@ -12,9 +12,10 @@ from serve.telemetry.windows import ATTEMPTS, COLUMN, REPORTS, WINDOW_MS, Window
 from serve.watchtower.alarms import Slice
 from serve.watchtower.history import History
 from serve.watchtower.outages import Outage
+from serve.watchtower.settings import DEFAULTS
 from serve.watchtower.slices import SliceWatch
 from serve.watchtower.starts import StartWatch
-from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker
+from serve.watchtower.tracker import OutageTracker
 
 T0: Final = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 CDNS: Final = {"north": 0.38, "west": 0.4, "delta": 0.22}
@@ -89,7 +90,7 @@ def test_starts_that_come_nowhere_are_an_outage_until_they_come_again(
     def broken(place: int, region: str) -> dict[str, float]:
         return kept[region] if CHANGES_AT <= place < over else CDNS
 
-    stream = windows(over + 3 * CLOSED_AFTER, broken, starts=starts)
+    stream = windows(over + 3 * DEFAULTS.closed_after, broken, starts=starts)
     if not slice_:  # those who play still report
         stream = (with_players(window) for window in stream)
     tracker, changes = told(stream)
@@ -105,7 +106,7 @@ def test_starts_that_come_nowhere_are_an_outage_until_they_come_again(
     assert states.count("recovering") == 1, "it does not flap"
     closed = changes[-1].closed_ts
     assert closed is not None
-    assert (over + CLOSED_AFTER) * WINDOW_MS <= closed - T0 <= (over + 80) * WINDOW_MS
+    assert (over + DEFAULTS.closed_after) * WINDOW_MS <= closed - T0 <= (over + 80) * WINDOW_MS
 
 
 def with_players(window: Window) -> Window:

@@ -10,8 +10,9 @@ import pytest
 from serve.telemetry.windows import ATTEMPTS, METRICS, REPORTS, WIDTH, WINDOW_MS, Leaf, Window
 from serve.watchtower.alarms import GAP, Alarm
 from serve.watchtower.outages import Outage, as_json, from_json
+from serve.watchtower.settings import DEFAULTS
 from serve.watchtower.slices import SliceWatch
-from serve.watchtower.tracker import CLOSED_AFTER, OutageTracker
+from serve.watchtower.tracker import OutageTracker
 
 T0: Final = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 USUAL: Final = {
@@ -98,7 +99,7 @@ def test_a_broken_slice_is_named_followed_and_closed(
     name: dict[str, str], where: Callable[[Leaf], bool], rates: Rates, seed: int
 ) -> None:
     until = BROKEN_AT + 60
-    _, told = run(windows(until + CLOSED_AFTER + 30, broken(where, until, **rates), seed))
+    _, told = run(windows(until + DEFAULTS.closed_after + 30, broken(where, until, **rates), seed))
     confirmed = [outage for outage in told if outage.state == "confirmed"]
     assert confirmed, told
     (outage,) = last_of(confirmed)
@@ -113,7 +114,7 @@ def test_a_broken_slice_is_named_followed_and_closed(
     (end,) = [one for one in last_of(told) if one.outage_id == outage.outage_id]
     assert end.state == "closed"
     assert end.closed_ts is not None
-    assert 0 <= end.closed_ts - (T0 + until * WINDOW_MS) <= (CLOSED_AFTER + 12) * WINDOW_MS
+    assert 0 <= end.closed_ts - (T0 + until * WINDOW_MS) <= (DEFAULTS.closed_after + 12) * WINDOW_MS
     states = [one.state for one in told if one.outage_id == outage.outage_id]
     changes = [state for place, state in enumerate(states) if place == 0 or states[place - 1] != state]
     assert changes in (
