@@ -55,12 +55,12 @@ class Past:
         return train_recommend(self._mixed.path, self._folder, settings=replace(QUICK, epochs=1), most_frames=200).path
 
     @functools.cached_property
-    def narrow(self) -> Path:
+    def deeper(self) -> Path:
         """One of another architecture."""
         usual = pipeline.playhead
 
         def made(*arguments: object, **options: object) -> Retrieval:
-            return Retrieval(replace(usual(*arguments, **options).config, width=32))
+            return Retrieval(replace(usual(*arguments, **options).config, layers=3))
 
         with mock.patch.object(pipeline, "playhead", made):
             return train_recommend(
@@ -154,7 +154,7 @@ def test_data_that_is_not_right_is_not_learned_from(place: Place) -> None:
 
 def test_weights_of_another_architecture_cost_no_update(small_ray, place: Place) -> None:
     """As after an upgrade: the champion answers as before, and the next version is trained cold."""
-    first = place.crown(place.past.narrow)
+    first = place.crown(place.past.deeper)
     place.happen(place.past.since)
     made = place.update().run()
     assert made.manifest.lineage.parent == ""
