@@ -34,7 +34,7 @@ from training.detectors.days import Called, DayScore, Found
 VIEWERS: Final = 500
 """At a time at the evening's peak."""
 TRAINING_EVENINGS: Final = 5
-GATE_EVENINGS: Final = 6
+GATE_EVENINGS: Final = 8
 GATE_SEED: Final = 2**20
 """Of the first evening that gates ask about; trainings draw theirs far below."""
 TRAINING_SEEDS: Final = 1000

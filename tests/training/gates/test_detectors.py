@@ -55,13 +55,13 @@ def test_poisoned_settings_are_refused_for_what_they_do(
 
 def test_a_copy_is_no_change_and_not_better(tmp_path: Path) -> None:
     same = version(tmp_path)
-    verdict = gate_detectors(same, same, scripted_days())
+    verdict = gate_detectors(same, same, scripted_days()[:2])
     assert {check.name for check in verdict.failed} == {"no change"}
     assert not verdict.better
 
 
 def test_settings_that_call_the_same_are_no_change(tmp_path: Path) -> None:
-    verdict = asked(tmp_path, suspicion_ends=19)
+    verdict = gate_detectors(version(tmp_path, suspicion_ends=19), version(tmp_path), scripted_days()[:2])
     assert {check.name for check in verdict.failed} == {"no change"}, "another version, and nothing is called otherwise"
 
 
