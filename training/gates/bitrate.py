@@ -21,15 +21,14 @@ from training.bitrate.evaluate import BATCH, ModelPolicy, play
 from training.bitrate.material import Material
 from training.bitrate.simulator import Sessions
 from training.bitrate.synthetic import FAMILIES, generate_traces, generate_videos
+from training.gates.hearing import Hearing
 from training.gates.intervals import Floats, Interval, bootstrap, weighted_quantile
 from training.gates.noninferiority import Margin, is_better, judge
 from training.gates.soundness import (
     check_changed,
     check_graphs,
-    check_latency,
     check_lineage,
     check_size,
-    quantiles_ms,
     time_turns,
 )
 from training.gates.verdict import Check, Comparison, Verdict
@@ -94,20 +93,14 @@ def gate_bitrate(
     settings = settings or BitrateSettings()
     checks = [check_lineage(candidate, timed=False), *check_graphs(candidate), check_size(candidate, champion)]
     facts: dict[str, Any] = {"seed": FIRST_SEED + settings.seed}
+    hearing = Hearing(candidate=candidate, champion=champion, checks=checks, facts=facts)
 
-    def verdict(**more: Any) -> Verdict:
-        return Verdict(
-            model=candidate.manifest.name, candidate=candidate.version, champion=champion.version,
-            checks=tuple(checks), facts=facts, **more,
-        )  # fmt: skip
-
-    if not all(check.passed for check in checks if check.name in {"finite", "parity"}):
-        return verdict()
+    if not hearing.is_sound:
+        return hearing.verdict()
     try:
         mine = load_engine(candidate, GRAPH, "cpu", batches=(1, BATCH))
     except ArtifactError as error:
-        checks.append(Check(name="served", passed=False, text=f"serving refuses it: {error}"))
-        return verdict()
+        return hearing.refused("serving", error)
     other = load_engine(champion, GRAPH, "cpu", batches=(1, BATCH))
     worlds = held_out_sessions(settings, material or Material.default())
     facts |= {"sessions": sum(len(world) for world in worlds.values()), "families": ", ".join(worlds)}
@@ -117,10 +110,9 @@ def gate_bitrate(
     compared, comparisons = _compare(ours, theirs, worlds, settings)
     checks += compared
     seconds = _time(mine, other, next(iter(worlds.values())), settings)
-    checks.append(check_latency(*seconds, seed=settings.seed))
-    return verdict(
+    hearing.time(*seconds, settings.seed)
+    return hearing.verdict(
         comparisons=tuple(comparisons), better=not same and is_better(comparisons[0]),
-        latency_ms={"candidate": quantiles_ms(seconds[0]), "champion": quantiles_ms(seconds[1])},
     )  # fmt: skip
 
 

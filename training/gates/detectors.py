@@ -17,6 +17,7 @@ from serve.errors import ArtifactError
 from serve.watchtower.settings import DetectorSettings
 from training.detectors.days import Day, replay
 from training.detectors.train import figures
+from training.gates.hearing import Hearing
 from training.gates.intervals import Floats, codes_of
 from training.gates.noninferiority import Margin, is_better, judge
 from training.gates.soundness import check_changed, check_lineage
@@ -62,19 +63,13 @@ def gate_detectors(
     settings = settings or DetectorGateSettings()
     checks = [check_lineage(candidate, timed=False)]
     facts: dict[str, Any] = {"evenings": [day.name for day in days]}
-
-    def verdict(**more: Any) -> Verdict:
-        return Verdict(
-            model=candidate.manifest.name, candidate=candidate.version, champion=champion.version,
-            checks=tuple(checks), facts=facts, **more,
-        )  # fmt: skip
+    hearing = Hearing(candidate=candidate, champion=champion, checks=checks, facts=facts)
 
     theirs = DetectorSettings.of(champion)
     try:
         ours = DetectorSettings.of(candidate)
     except ArtifactError as error:
-        checks.append(Check(name="served", passed=False, text=f"the Watchtower refuses it: {error}"))
-        return verdict()
+        return hearing.refused("the Watchtower", error)
     pairs = [(mine, other) for day in days for mine, other in [replay(day, [ours, theirs])]]
     facts |= {"candidate": figures([mine for mine, _ in pairs]), "champion": figures([other for _, other in pairs])}
     same = all(mine == other for mine, other in pairs)
@@ -93,7 +88,7 @@ def gate_detectors(
                 text=f"{len(incidents)} incidents have to be found, {LEAST_INCIDENTS} are needed to say anything",
             )
         )  # fmt: skip
-        return verdict()
+        return hearing.verdict()
     days_of, units = np.arange(len(pairs)), codes_of([mine.incident_id for mine, _ in incidents])
     kinds = np.array([mine.kind for mine, _ in incidents])
     slices = {str(kind): kinds == kind for kind in sorted(set(kinds.tolist()))}
@@ -121,7 +116,7 @@ def gate_detectors(
     checks += [check for found, _ in parts for check in found]
     comparisons = [whole, *(one for _, found in parts for one in found)]
     better = all(check.passed for check in checks) and is_better(whole)
-    return verdict(comparisons=tuple(comparisons), better=bool(better))
+    return hearing.verdict(comparisons=tuple(comparisons), better=bool(better))
 
 
 def _both(pairs: Sequence[tuple[T, T]], of: Callable[[T], float]) -> tuple[Floats, Floats]:

@@ -18,15 +18,14 @@ from serve.errors import ArtifactError
 from serve.quality.bitstream import features
 from serve.quality.estimates import intervals
 from serve.quality.sampling import resolution_facts
+from training.gates.hearing import Hearing
 from training.gates.intervals import Floats, codes_of
 from training.gates.noninferiority import Margin, is_better, judge
 from training.gates.soundness import (
     check_changed,
     check_graphs,
-    check_latency,
     check_lineage,
     check_size,
-    quantiles_ms,
     time_turns,
 )
 from training.gates.verdict import Check, Verdict
@@ -98,15 +97,10 @@ def gate_quality(
     settings = settings or QualitySettings()
     checks = [check_lineage(candidate, timed=False), *check_graphs(candidate), check_size(candidate, champion)]
     facts: dict[str, Any] = {"clips_seed": SEED}
+    hearing = Hearing(candidate=candidate, champion=champion, checks=checks, facts=facts)
 
-    def verdict(**more: Any) -> Verdict:
-        return Verdict(
-            model=candidate.manifest.name, candidate=candidate.version, champion=champion.version,
-            checks=tuple(checks), facts=facts, **more,
-        )  # fmt: skip
-
-    if not all(check.passed for check in checks if check.name in {"finite", "parity"}):
-        return verdict()
+    if not hearing.is_sound:
+        return hearing.verdict()
     if segments is None:
         sources = held_out_sources(settings.clips, [candidate, champion])
         segments = make_segments(sources, cache, count=settings.encodes, seed=SEED, progress=progress)
@@ -114,8 +108,7 @@ def gate_quality(
     try:
         ours = _estimate(candidate, segments)
     except ArtifactError as error:
-        checks.append(Check(name="served", passed=False, text=f"serving refuses it: {error}"))
-        return verdict()
+        return hearing.refused("serving", error)
     theirs = _estimate(champion, segments)
     same = np.array_equal(ours.bitstream, theirs.bitstream) and np.array_equal(ours.frames, theirs.frames)
     checks.append(check_changed(candidate, champion, same_answers=same))
@@ -140,10 +133,9 @@ def gate_quality(
         ),
     ]  # fmt: skip
     seconds = _time(candidate, champion, segments, settings)
-    checks.append(check_latency(*seconds, seed=settings.seed))
-    return verdict(
+    hearing.time(*seconds, settings.seed)
+    return hearing.verdict(
         comparisons=tuple(comparisons), better=not same and is_better(comparisons[0]),
-        latency_ms={"candidate": quantiles_ms(seconds[0]), "champion": quantiles_ms(seconds[1])},
     )  # fmt: skip
 
 

@@ -17,15 +17,14 @@ from training.gates.answers import Answerer, Answers, Reference, time_pair
 from training.gates.calibration import HEADS, check_calibration
 from training.gates.exposed import check_exposures
 from training.gates.feedback import count_feedback
+from training.gates.hearing import Hearing
 from training.gates.intervals import Interval, mean
 from training.gates.noninferiority import Margin, is_better, judge
 from training.gates.soundness import (
     check_changed,
     check_graphs,
-    check_latency,
     check_lineage,
     check_size,
-    quantiles_ms,
 )
 from training.gates.starts import HeldOut, held_out
 from training.gates.verdict import Check, Comparison, Curve, Verdict
@@ -110,15 +109,10 @@ def gate_recommend(
         check_size(candidate, champion),
     ]
     facts: dict[str, Any] = {"dataset": dataset.name, "snapshot": dataset.snapshot, "cut_ms": cut_ms}
+    hearing = Hearing(candidate=candidate, champion=champion, checks=checks, facts=facts)
 
-    def verdict(**more: Any) -> Verdict:
-        return Verdict(
-            model=candidate.manifest.name, candidate=candidate.version, champion=champion.version,
-            checks=tuple(checks), facts=facts, **more,
-        )  # fmt: skip
-
-    if not all(check.passed for check in checks if check.name in {"finite", "parity"}):
-        return verdict()
+    if not hearing.is_sound:
+        return hearing.verdict()
     held = (
         reference.held if reference
         else held_out(dataset, cut_ms, most=settings.most_starts, seed=settings.seed)
@@ -128,12 +122,11 @@ def gate_recommend(
     enough = _check_enough(held, settings)
     checks.append(enough)
     if not enough.passed:
-        return verdict()
+        return hearing.verdict()
     try:
         ours = Answerer(candidate.path, held)
     except ArtifactError as error:
-        checks.append(Check(name="served", passed=False, text=f"serving refuses it: {error}"))
-        return verdict()
+        return hearing.refused("serving", error)
     reference = reference or Reference.of(champion.path, held)
     mine, other = ours.answer(), reference.answers
     same = np.array_equal(mine.top, other.top) and np.array_equal(mine.ranks, other.ranks)
@@ -152,10 +145,9 @@ def gate_recommend(
         checks += exposed
         facts |= told | {"feedback": count_feedback(home)}
     seconds = time_pair(ours, reference.answerer, held, count=settings.timed, seed=settings.seed)
-    checks.append(check_latency(*seconds, seed=settings.seed))
-    return verdict(
+    hearing.time(*seconds, settings.seed)
+    return hearing.verdict(
         comparisons=tuple(comparisons), curves=tuple(curves), better=not same and is_better(comparisons[0]),
-        latency_ms={"candidate": quantiles_ms(seconds[0]), "champion": quantiles_ms(seconds[1])},
     )  # fmt: skip
 
 
