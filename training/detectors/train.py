@@ -31,11 +31,12 @@ STEPS: Final[Mapping[str, tuple[float, ...]]] = {
     "slow_least_bad": (0.75, 1.5),
     "least_excess": (0.75, 1.5),
     "least_hurt": (0.6, 1.6),
-    "confirmed_after": (0.5, 1.5),
+    "confirmed_after": (1.5, 2.0),
     "confirmed_within": (0.5, 1.5),
     "suspicion_ends": (0.67, 1.67),
 }
-"""Factors by which each setting is tried; what is not here keeps its value."""
+"""Factors by which each setting is tried; what is not here keeps its value. An outage is never confirmed by fewer
+alarms than at the start: how rarely one window errs is more than a few evenings show."""
 _DRAWN: Final = 12
 """Combinations of changes that helped, which are drawn."""
 
