@@ -95,9 +95,10 @@ def end(settings: Settings, reporter: Reporter) -> int:
                 next_step="kill -9 that process, then run `playhead down` again: it ends what is left.",
             )
         time.sleep(_LOOK_S)
-    if child is not None:
-        child.wait(_DOWN_DEADLINE_S)
     try:
+        if child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # its lock is free: it is about to be over
+                child.wait(_DOWN_DEADLINE_S)
         return ended + clean(folder, reporter)
     finally:
         lock.release()

@@ -304,8 +304,9 @@ def _quality(
     del resume  # labelled segments are kept, whatever is asked for
     if parent is not None:
         raise InvalidInput(
-            field="warm", got=QUALITY, expected=f"{MODEL} or {BITRATE}", next_step="Train it cold: it takes seconds."
-        )
+            field="warm", got=QUALITY, expected=f"{MODEL}, {BITRATE} or {DETECTORS}",
+            next_step="Train it cold: it takes seconds.",
+        )  # fmt: skip
     torch.set_num_threads(1)
     with phase(reporter, QUALITY) as found:
         artifact = train_quality(

@@ -10,6 +10,7 @@ HOME/cache/detectors/FORMAT-SEED-START-VIEWERS.npz
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ class Evening:
             ]
             signs = [orjson.dumps(one) for one in told["signs"]]
             return cls(told["name"], build_world(told["seed"]), truths, windows, signs)
-        except (EOFError, KeyError, OSError, TypeError, IndexError, zipfile.BadZipFile) as error:
+        except (EOFError, KeyError, OSError, TypeError, IndexError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"no evening: {error!r}") from error
 
 

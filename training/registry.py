@@ -366,10 +366,17 @@ def _download(client: Any, found: Registered, folder: Path) -> None:
 
 def _delete(client: Any, *, uri: str, found: Registered) -> None:
     """Delete a version: its files first, for without a version nobody would look for them again."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
 
-    if found.run:
-        artifacts = get_artifact_repository(client.get_run(found.run).info.artifact_uri, tracking_uri=uri)
+    try:
+        location = client.get_run(found.run).info.artifact_uri if found.run else ""
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        location = ""  # somebody deleted the run for good, and its files with it
+    if location:
+        artifacts = get_artifact_repository(location, tracking_uri=uri)
         if artifacts.list_artifacts(found.version):
             artifacts.delete_artifacts(found.version)
     client.delete_model_version(found.model, str(found.number))

@@ -6,8 +6,9 @@ younger than an hour: it may be in the making. Kept of the data are the snapshot
 the newest. All else that updates made goes; data sets that people named are theirs.
 
 What is named is asked twice: a version is set aside under a hidden name, and comes back if somebody named it
-meanwhile. While a version of a model is judged (`using`), nothing of that model goes. Where the store, the registry or
-a plan can't be read, nobody knows what is named, and nothing goes.
+meanwhile; once it is to go it has another name, under which half of it is never put back. While a version of a model
+is judged (`using`), nothing of that model goes. Where the store, the registry or a plan can't be read, nobody knows
+what is named, and nothing goes.
 """
 
 import contextlib
@@ -46,6 +47,8 @@ MOST_KEPT: Final = 10_000
 _YOUNG_S: Final = 3600.0
 _TIMEOUT_S: Final = 5.0
 _ASIDE: Final = ".pruned-"
+_DOOMED: Final = ".gone-"
+"""Of what is being removed: half of a version must never come back."""
 _LOCK: Final = ".using"
 _VERSION: Final = re.compile(r"[0-9a-f]{12}")
 _MODEL: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -142,10 +145,7 @@ def prune(settings: Settings, model: str, *, keep: int = KEPT, dry_run: bool = F
         made_s = _made(folder, known)
         kept = _kept(settings, model, known, made_s, keep)
         going = [version for version in made_s if version not in kept]
-        lineages = [_told(folder / version, "lineage") for version in kept]
-        lineages += [one.document(LINEAGE_TAG) for one in known if one.version in kept]
-        learned = {str(lineage.get("dataset")) for lineage in lineages if isinstance(lineage, dict)}
-        snapshots = _snapshots(settings, model, learned)
+        snapshots = _snapshots(settings, model, _learned(folder, known, kept))
         reports = sorted(
             path.name for path in (settings.home / "gates" / model).glob("*")
             if path.is_dir() and _VERSION.fullmatch(path.name) and path.name not in kept
@@ -164,39 +164,37 @@ def _take_away(
     settings: Settings, registry: Registry, model: str, kept: Mapping[str, str], going: Sequence[str],
     snapshots: Sequence[str], reports: Sequence[str],
 ) -> Pruned:  # fmt: skip
-    folder, gone, freed, trouble = settings.models / model, list[str](), 0, ""
-    aside = {version: folder / f"{_ASIDE}{version}" for version in going if (folder / version).is_dir()}
-    for version, path in aside.items():
-        (folder / version).rename(path)
-    try:
-        kept = {**kept, **_named(settings, model, registry.versions(model))}  # somebody may have named one meanwhile
-    except PlayheadError:
-        kept = {**kept, **dict.fromkeys(going, "unknown")}
-        raise
-    finally:
-        for version in [version for version in aside if version in kept]:
+    folder, gone, removal = settings.models / model, list[str](), _Removal()
+    with _set_aside(folder, going) as aside:
+        known = registry.versions(model)
+        kept = {**kept, **_named(settings, model, known)}  # somebody may have named one meanwhile
+        for version in aside.keys() & kept.keys():
             _back(aside.pop(version))
-    going = [version for version in going if version not in kept]
-    for version in going:
-        try:
-            if version in aside:
-                freed += _remove(aside[version])
-            registry.forget(model, version)
+        learned = _learned(folder, known, kept)
+        for left in sorted(folder.glob(f"{_DOOMED}*")):  # by a process that was killed
+            removal.of(left)
+        for version in [version for version in going if version not in kept]:
+            try:
+                registry.forget(model, version)  # first: what an alias names by now is refused, and comes back
+                if version in aside:
+                    doomed = aside[version].rename(folder / f"{_DOOMED}{version}")
+                    del aside[version]
+                    removal.of(doomed)
+            except (PlayheadError, OSError) as error:
+                removal.troubles.append(f"{version}: {error}")
+                break
             gone.append(version)
-        except (PlayheadError, OSError) as error:
-            trouble = f"{version}: {error}"
-            break
-    freed += sum(_remove(settings.datasets / name) for name in snapshots)
+    snapshots = [name for name in snapshots if name not in learned and removal.of(settings.datasets / name)]
     for name in snapshots:
         for left in (settings.home / "training").glob(f"{model}-{name}-*.pt"):
             left.unlink(missing_ok=True)
-    reports = [version for version in reports if version not in kept]
-    freed += sum(_remove(settings.home / "gates" / model / version) for version in reports)
+    places = {version: settings.home / "gates" / model / version for version in reports if version not in kept}
+    reports = [version for version, place in places.items() if removal.of(place)]
     pruned = Pruned(
         model=model, kept=kept, versions=tuple(gone), snapshots=tuple(snapshots), reports=tuple(reports),
-        freed_bytes=freed, trouble=trouble,
+        freed_bytes=removal.freed_bytes, trouble="; ".join(removal.troubles),
     )  # fmt: skip
-    if gone or snapshots or reports or trouble:
+    if gone or snapshots or reports or pruned.trouble:
         _log.info("pruned %s: %s", model, pruned)
     return pruned
 
@@ -280,6 +278,13 @@ def _written_s(path: Path) -> float:
         return 0.0
 
 
+def _learned(folder: Path, known: Sequence[Registered], kept: Mapping[str, str]) -> set[str]:
+    """Data sets that kept versions learned from, as their manifests say, or the registry."""
+    lineages = [_told(folder / version, "lineage") for version in kept]
+    lineages += [one.document(LINEAGE_TAG) for one in known if one.version in kept]
+    return {str(lineage.get("dataset")) for lineage in lineages if isinstance(lineage, dict)}
+
+
 def _snapshots(settings: Settings, model: str, learned: set[str]) -> list[str]:
     """Snapshots of updates that no kept version learned from, but for the newest."""
     of_updates = re.compile(rf"{re.escape(model)}-[0-9]{{13}}")
@@ -300,6 +305,20 @@ def _alone(folder: Path) -> Iterator[bool]:
         yield True
 
 
+@contextlib.contextmanager
+def _set_aside(folder: Path, versions: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Hide versions; those that the block leaves in the mapping come back, however it ends."""
+    aside: dict[str, Path] = {}
+    try:
+        for version in versions:
+            if (folder / version).is_dir():
+                aside[version] = (folder / version).rename(folder / f"{_ASIDE}{version}")
+        yield aside
+    finally:
+        for path in aside.values():
+            _back(path)
+
+
 def _back(path: Path) -> None:
     """Undo what set a version aside, unless it came back by itself."""
     target = path.with_name(path.name.removeprefix(_ASIDE))
@@ -313,8 +332,25 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _remove(path: Path) -> int:
-    """Remove a folder; bytes that it held."""
-    size = _size(path)
-    shutil.rmtree(path)
-    return size
+class _Removal:
+    """Removes folders, one after the other; what can't be removed holds up nothing.
+
+    Attributes:
+        freed_bytes: that they held.
+        troubles: what is wrong with those that remain.
+    """
+
+    def __init__(self) -> None:
+        self.freed_bytes = 0
+        self.troubles: list[str] = []
+
+    def of(self, path: Path) -> bool:
+        """Remove a folder; whether it is gone."""
+        try:
+            size = _size(path)
+            shutil.rmtree(path)
+        except OSError as error:
+            self.troubles.append(f"{path.name}: {error}")
+            return False
+        self.freed_bytes += size
+        return True

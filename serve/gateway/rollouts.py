@@ -158,8 +158,8 @@ class Rollout(BaseModel):
             and class of content, with the mean of the differences, of their sizes, and the largest, in points of VMAF.
             Of `detectors`, what their settings would have called beside the champion: by version `since_ts`, `windows`,
             outages confirmed by `both`, by `champion_only` and `other_only`, `earlier_s` (the median by which these
-            confirm what both do), suspicions that neither confirmed, and the newest `calls`: see
-            serve.watchtower.beside.
+            confirm earlier what both do), `champion_suspicions` and `other_suspicions` (what each did not confirm), and
+            the newest `calls`: see serve.watchtower.beside.
     """
 
     request_id: str

@@ -58,9 +58,8 @@ class FleetPlanner:
         until_s = time.monotonic() + within_s
 
         async def ask(planner: BitratePlanner, places: Sequence[int]) -> Plan:
-            left_s = max(until_s - time.monotonic(), _LEAST_S)
-            share = _CHALLENGER_S if planner is lineup.challenger else 1.0
-            return await planner.plan([sessions[place] for place in places], left_s * share)
+            # a challenger's own, shorter limit is `in_time`: a planner's is strict
+            return await planner.plan([sessions[place] for place in places], max(until_s - time.monotonic(), _LEAST_S))
 
         units = [session.session_id for session in sessions]
         return _told(await self._plan(lineup, units, ask, within_s * _CHALLENGER_S), lineup)

@@ -94,6 +94,7 @@ class Versions:
         self._read: dict[str, DetectorSettings] = {}
         self._retry_s: dict[str, float] = {}
         self._wanted: str | None = self.champion.version
+        self._roles: dict[str, str] = {}  # of versions that are tried, be they usable or not
 
     def look(self, now_ms: int) -> bool:
         """Look at the plan, if the last look is LOOK_S old, and take up what it names; whether it was looked at.
@@ -115,6 +116,7 @@ class Versions:
         self._read = {version: settings for version, settings in self._read.items() if version in wanted}
         self.troubles = {version: text for version, text in self.troubles.items() if version in wanted}
         self._wanted = plan.champion or self.champion.version
+        self._roles = {version: role for version, role in wanted.items() if role != "champion"}
         for version in wanted:
             self._take(version, at_s)
         if (settings := self._read.get(plan.champion or "")) is not None:
@@ -135,7 +137,7 @@ class Versions:
         """
         found = {**self.troubles, **(troubles or {})}
         refused = "; ".join(text for version, text in found.items() if version in {"", self._wanted} and text)
-        version, roles = self.champion.version, self._roles
+        version = self.champion.version
         state = "refused" if refused else "live" if version else "missing"
         detail = refused or ("" if version else "no version yet: the defaults hold")
         states = [
@@ -143,7 +145,7 @@ class Versions:
                 name=MODEL, version=version, loaded_ts=self.champion.since_ms or None, state=state, detail=detail
             )
         ]
-        for other, role in roles.items():
+        for other, role in self._roles.items():
             trouble = found.get(other, "")
             states.append(
                 ModelState(
@@ -152,12 +154,6 @@ class Versions:
                 )
             )  # fmt: skip
         return states
-
-    @property
-    def _roles(self) -> dict[str, str]:
-        roles: dict[str, str] = {version: role for version, (_, role) in self.beside.items()}
-        others = {version: "challenger" for version in self.troubles if version not in {"", self._wanted}}
-        return others | roles
 
     def _plan(self) -> RolloutPlan | None:
         """The plan, or what the folder makes of none; None where neither can be read."""

@@ -135,7 +135,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path, dataset, notices):
         train_candidate("recommend", settings, notices, dataset=dataset, warm=True)
     with pytest.raises(InvalidInput, match="a data set"):
         train_candidate("recommend", settings, notices, tracked=False)
-    with pytest.raises(InvalidInput, match="recommend, bitrate or quality"):
+    with pytest.raises(InvalidInput, match="recommend, bitrate, quality or detectors"):
         train_candidate("weather", settings, notices, tracked=False)
 
 

@@ -5,6 +5,7 @@ import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import orjson
 import pytest
@@ -192,6 +193,76 @@ def test_what_a_killed_prune_set_aside_comes_back_and_what_is_young_stays(home: 
     pruned = prune(home.settings, MODEL, keep=1)
     assert home.places() == [0, 9]
     assert pruned.kept[home.version(0)] == "young"
+
+
+def test_what_comes_back_keeps_its_snapshot(home: Home, store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    named, asked = retention._named, []
+
+    def meanwhile(*arguments: object) -> dict[str, str]:
+        if asked:
+            tell(store, RolloutPlan(model=MODEL, champion=home.version(9)).begun(home.version(0), 0.1, 1))
+        asked.append(True)
+        return named(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retention, "_named", meanwhile)
+    pruned = prune(home.settings, MODEL, keep=1)
+    assert home.snapshots() == [0, *range(10 - KEPT_SNAPSHOTS, 10)]
+    assert SNAPSHOTS[0] not in pruned.snapshots
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, PermissionError])
+def test_a_prune_that_is_broken_off_puts_everything_back(
+    home: Home, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    named, asked = retention._named, []
+
+    def broken_off(*arguments: object) -> dict[str, str]:
+        if asked:
+            raise error
+        asked.append(True)
+        return named(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retention, "_named", broken_off)
+    with pytest.raises(error):
+        prune(home.settings, MODEL, keep=1)
+    assert home.places() == home.snapshots() == home.reports() == list(range(10))
+
+
+def test_half_of_a_version_never_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove, half = shutil.rmtree, home.version(0)
+
+    def killed(path: Path) -> None:
+        if half in path.name and (path / "manifest.json").exists():
+            (path / "manifest.json").unlink()
+            raise OSError("killed")
+        remove(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retention.shutil, "rmtree", killed)
+        assert half in prune(home.settings, MODEL, keep=1).trouble
+    assert home.places() == [9], "what can't be removed holds up no other"
+    assert prune(home.settings, MODEL, keep=10, dry_run=True).versions == ()
+    assert home.places() == [9]
+    prune(home.settings, MODEL, keep=10)
+    assert not [path for path in home.folder.iterdir() if half in path.name]
+
+
+def test_what_an_alias_names_by_now_and_all_after_it_come_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Registry, model: str, version: str) -> None:
+        raise InvalidInput(field="version", got=f"{model} {version}, previous", expected="none", next_step="Wait.")
+
+    monkeypatch.setattr(Registry, "forget", refuse)
+    assert "previous" in prune(home.settings, MODEL, keep=1).trouble
+    assert home.places() == list(range(10))
+
+
+def test_a_version_whose_run_was_deleted_for_good_goes_too(home: Home) -> None:
+    registry = Registry.of(home.settings, {})
+    with registry.run(MODEL) as run:
+        registry.register(read_artifact(home.folder / home.version(0)), run.id)
+    registry._tracking.ask(lambda client: client._tracking_client.store._hard_delete_run(run.id))
+    assert not prune(home.settings, MODEL, keep=1).trouble
+    assert registry.versions(MODEL) == []
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "ten", "1.5", "999999"])

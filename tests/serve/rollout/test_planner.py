@@ -80,3 +80,23 @@ async def test_what_the_challenger_leaves_of_a_batch_is_the_champions() -> None:
     assert (plan.version, plan.others, plan.missing) == (A, {}, {B: len(CHALLENGED)})
     assert len(plan.rungs) == len(SESSIONS)
     assert champion.within_s[1] <= 0.2
+
+
+async def test_a_loop_that_was_held_up_fails_no_challenger_whose_plan_is_ready() -> None:
+    class Threaded(Policy):
+        """As a planner with many sessions: in a thread."""
+
+        async def plan(self, sessions: Sequence[Session], within_s: float) -> Plan:
+            async with asyncio.timeout(within_s):
+                await asyncio.to_thread(time.sleep, 0.01)
+            return await super().plan(sessions, within_s)
+
+    async def hold_up() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)  # the thread has begun
+        time.sleep(1.2)  # noqa: ASYNC251 - what holds a loop up: more than half, less than all
+
+    challenged = [SESSIONS[place] for place in CHALLENGED]
+    planned = asyncio.create_task(planner(Policy(A, 0.0), Threaded(B, 0.0)).plan(challenged, 2.0))
+    plan, _ = await asyncio.gather(planned, hold_up())
+    assert (plan.version, plan.missing) == (B, {})

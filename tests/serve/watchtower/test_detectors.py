@@ -189,6 +189,13 @@ def test_what_cannot_be_used_changes_nothing_and_is_said(
         assert world.states() == [(bad, "champion", "live")], "it came later"
 
 
+def test_what_is_tried_and_cannot_be_used_keeps_its_role(world: World) -> None:
+    good = settings_version(world.settings.models, evidence=6.0)
+    world.plan(challenger=good, share=0.01, started_ts=1, shadow="f" * 12)
+    world.steps(1)
+    assert world.states()[1:] == [(good, "challenger", "live"), ("f" * 12, "shadow", "refused")]
+
+
 def test_a_challenger_is_compared_and_announces_nothing(world: World, seen: Seen) -> None:
     quick = settings_version(world.settings.models, confirmed_after=1, least_hurt=2.0, evidence=6.0)
     slow = settings_version(world.settings.models, confirmed_after=6, least_hurt=60.0)
