@@ -18,7 +18,7 @@ ARCHITECTURES: Final = ("sm86", "sm89")
 
 
 def build_engine(
-    artifact: Artifact, graph: str, architectures: Sequence[str] = ARCHITECTURES, *, ends: bool = False
+    artifact: Artifact, graph: str, architectures: Sequence[str] = ARCHITECTURES, *, greatest: bool = False
 ) -> bytes:
     """Compile a graph of an artifact, each dynamic dimension with all sizes of its limits.
 
@@ -26,7 +26,7 @@ def build_engine(
         artifact: an artifact.
         graph: name of the graph.
         architectures: GPUs.
-        ends: of many buckets of sizes, only the first and the last.
+        greatest: of many buckets of sizes, only the last.
 
     Returns:
         The serialized engine.
@@ -35,8 +35,8 @@ def build_engine(
         ArtifactError: naming what TensorRT does not take.
     """
     spec = artifact.graph(graph)
-    if ends and spec.buckets:
-        spec = replace(spec, buckets=(spec.buckets[0], spec.buckets[-1]))
+    if greatest:
+        spec = replace(spec, buckets=spec.buckets[-1:])
     example, _ = artifact.example(graph)
     _, usual = InputCheck(graph, spec)(example, {}, {})
     trt, model = import_library(LIBRARIES["tensorrt-rtx"]), onnx_model(artifact, graph)
