@@ -36,8 +36,8 @@ test: $(DEV)  ## run all tests that need no GPU, real Valkey and real Ray includ
 	@# them, and those with torch several times as long.
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(ARGS),-n 2)
 
-test-demo: $(DEV)  ## the demo of learning, shortened: a shift of taste, an update, a poisoned version; some minutes
-	PLAYHEAD_TEST_DEMO=1 $(BIN)/python -m pytest -s -o faulthandler_timeout=1200 tests/deployments/demos/test_learning.py
+test-demo: $(DEV)  ## the demo of learning, shortened: a shift of taste, an update, a poisoned version; a quarter of an hour
+	PLAYHEAD_TEST_DEMO=1 $(BIN)/python -m pytest -s -o faulthandler_timeout=1800 tests/deployments/demos/test_learning.py
 
 test-gpu: $(DEV)  ## on an NVIDIA GPU: parity, latency, throughput, refit; says so in one line without one
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) --editable '.[dev,gpu]'; fi

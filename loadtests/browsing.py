@@ -79,19 +79,18 @@ class Viewers:
         """The same viewers after a shift of taste: who liked genre g now likes genre moves[g] as much.
 
         Args:
-            moves: for each genre the place of another, or its own.
+            moves: a permutation of the genres' places.
 
         Raises:
-            InvalidInput: a place that no genre has, or not one for each.
+            InvalidInput: it is no permutation.
         """
-        if len(moves) != len(self.genres) or not set(moves) <= set(range(len(self.genres))):
+        if sorted(moves) != list(range(len(self.genres))):
             raise InvalidInput(
-                field="moves", got=list(moves), expected=f"{len(self.genres)} of 0 to {len(self.genres) - 1}",
+                field="moves", got=list(moves), expected=f"each of 0 to {len(self.genres) - 1} once",
                 next_step="Name a place for each genre.",
             )  # fmt: skip
-        taste = np.zeros_like(self.taste)
-        for place, moved in enumerate(moves):
-            taste[:, moved] += self.taste[:, place]
+        taste = np.empty_like(self.taste)
+        taste[:, list(moves)] = self.taste
         return replace(self, taste=taste)
 
 

@@ -4,9 +4,8 @@ Then a poisoned version is pushed past its gate by force, and is rolled back by 
 a folder of its own; the viewers are loadtests.browsing's, over HTTP like any player's. What is told is what the
 service answers, nothing else.
 
-How the taste shifts: half of the genres go out of fashion, and who liked one genre likes another one from now on,
-everybody at once. What the champion knows of who watches what after what is wrong then, until a version has learned it
-anew.
+How the taste shifts: who liked one genre likes another one from now on, everybody at once. What the champion knows of
+who watches what after what is wrong then, until a version has learned it anew.
 """
 
 import asyncio
@@ -281,16 +280,12 @@ def viewers_of(dataset: Dataset) -> Viewers:
 
 
 def moves_of(viewers: Viewers, seed: int) -> list[int]:
-    """Which genre each genre's viewers move to: half of all but those for kids go out of fashion, as drawn by `seed`.
-
-    Their viewers move to the other half, whose own viewers move on among themselves.
-    """
+    """Which genre each genre's viewers move to: a cycle through all but those for kids, in an order drawn by `seed`."""
     movable = [place for place, genre in enumerate(viewers.genres) if genre not in _KIDS_GENRES]
     order = np.random.default_rng(seed).permutation(movable).tolist()
-    kept = order[: (len(order) + 1) // 2]
     moves = list(range(len(viewers.genres)))
     for place, genre in enumerate(order):
-        moves[genre] = kept[(place + 1) % len(kept)]
+        moves[genre] = order[(place + 1) % len(order)]
     return moves
 
 

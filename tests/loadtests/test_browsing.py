@@ -46,10 +46,8 @@ def test_what_is_liked_and_stands_first_is_played_more() -> None:
 def test_a_shift_moves_tastes_from_genre_to_genre() -> None:
     shifted = viewers([[0.9, 0.1], [0.2, 0.8]]).shifted([1, 0])
     assert shifted.taste.tolist() == [[0.1, 0.9], [0.8, 0.2]]
-    assert shifted.shifted([1, 1]).taste.tolist() == [[0.0, 1.0], [0.0, 1.0]]
-    for moves in ([1], [1, 2], [0, -1]):
-        with pytest.raises(InvalidInput, match="moves"):
-            shifted.shifted(moves)
+    with pytest.raises(InvalidInput, match="moves"):
+        shifted.shifted([1, 1])
 
 
 def test_tastes_that_do_not_fit_are_refused() -> None:
