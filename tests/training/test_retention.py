@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,6 +85,24 @@ def tell(store: redis.Redis, plan: RolloutPlan) -> None:
     store.set(plan_key(MODEL), orjson.dumps(plan.as_json()))
 
 
+def meanwhile(home: Home, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> list[list[int]]:
+    """Something happens after versions were set aside, before it is asked again what is named.
+
+    Returns:
+        The versions in the folder at each asking, filled in by the prune.
+    """
+    named, asked = retention._named, []
+
+    def asking(*arguments: object) -> dict[str, str]:
+        if asked:
+            happens()
+        asked.append(home.places())
+        return named(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(retention, "_named", asking)
+    return asked
+
+
 def test_the_newest_stay_and_all_that_the_plan_names(home: Home, store: redis.Redis) -> None:
     champion, challenger, shadow, previous, published = (home.version(place) for place in (4, 3, 2, 1, 5))
     plan = RolloutPlan(model=MODEL, champion=champion, previous=previous, published=published, shadow=shadow)
@@ -155,15 +174,8 @@ def test_nothing_goes_while_a_version_is_judged(home: Home) -> None:
 def test_a_version_that_is_named_meanwhile_comes_back(
     home: Home, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named, asked = retention._named, []
-
-    def meanwhile(*arguments: object) -> dict[str, str]:
-        if asked:  # an operator was faster
-            tell(store, RolloutPlan(model=MODEL, champion=home.version(9)).begun(home.version(0), 0.1, 1))
-        asked.append(home.places())
-        return named(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(retention, "_named", meanwhile)
+    plan = RolloutPlan(model=MODEL, champion=home.version(9)).begun(home.version(0), 0.1, 1)
+    asked = meanwhile(home, monkeypatch, lambda: tell(store, plan))  # an operator was faster
     pruned = prune(home.settings, MODEL, keep=1)
     assert asked == [list(range(10)), [9]]
     assert home.places() == home.reports() == [0, 9]
@@ -173,15 +185,7 @@ def test_a_version_that_is_named_meanwhile_comes_back(
 def test_a_plan_that_becomes_unreadable_half_way_keeps_everything(
     home: Home, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    named, asked = retention._named, []
-
-    def meanwhile(*arguments: object) -> dict[str, str]:
-        if asked:
-            store.set(plan_key(MODEL), b"{}")
-        asked.append(True)
-        return named(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(retention, "_named", meanwhile)
+    meanwhile(home, monkeypatch, lambda: store.set(plan_key(MODEL), b"{}"))
     with pytest.raises(Unavailable):
         prune(home.settings, MODEL, keep=1)
     assert home.places() == home.snapshots() == home.reports() == list(range(10))
@@ -196,15 +200,8 @@ def test_what_a_killed_prune_set_aside_comes_back_and_what_is_young_stays(home: 
 
 
 def test_what_comes_back_keeps_its_snapshot(home: Home, store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    named, asked = retention._named, []
-
-    def meanwhile(*arguments: object) -> dict[str, str]:
-        if asked:
-            tell(store, RolloutPlan(model=MODEL, champion=home.version(9)).begun(home.version(0), 0.1, 1))
-        asked.append(True)
-        return named(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(retention, "_named", meanwhile)
+    plan = RolloutPlan(model=MODEL, champion=home.version(9)).begun(home.version(0), 0.1, 1)
+    meanwhile(home, monkeypatch, lambda: tell(store, plan))
     pruned = prune(home.settings, MODEL, keep=1)
     assert home.snapshots() == [0, *range(10 - KEPT_SNAPSHOTS, 10)]
     assert SNAPSHOTS[0] not in pruned.snapshots
@@ -214,15 +211,10 @@ def test_what_comes_back_keeps_its_snapshot(home: Home, store: redis.Redis, monk
 def test_a_prune_that_is_broken_off_puts_everything_back(
     home: Home, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    named, asked = retention._named, []
+    def broken_off() -> None:
+        raise error
 
-    def broken_off(*arguments: object) -> dict[str, str]:
-        if asked:
-            raise error
-        asked.append(True)
-        return named(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(retention, "_named", broken_off)
+    meanwhile(home, monkeypatch, broken_off)
     with pytest.raises(error):
         prune(home.settings, MODEL, keep=1)
     assert home.places() == home.snapshots() == home.reports() == list(range(10))
