@@ -21,8 +21,12 @@ from features.settings import Settings
 from features.sink import EVENTS, LogSink
 from serve.feedback.records import FEEDBACK
 from serve.logs import configure
+from serve.priority import give_way
 from serve.rollout.exposures import EXPOSURES
 from serve.telemetry.records import SESSIONS
+
+_NICENESS: Final = 10
+"""Of parts that nobody waits for, and of what they start."""
 
 
 def main(name: str) -> None:
@@ -82,6 +86,7 @@ def learn(settings: Settings, stop: threading.Event) -> None:
     from serve.online.board import drifting_since  # noqa: PLC0415
     from serve.watchtower.leases import replica_name  # noqa: PLC0415
 
+    give_way(_NICENESS)
     Learner(settings, replica_name(), LearningPolicy.from_env(), start_update, drifting_since).run(stop)
 
 
@@ -91,6 +96,7 @@ def registry(settings: Settings, stop: threading.Event) -> None:
 
     from training.mirroring import RegistryMirror, in_child  # noqa: PLC0415
 
+    give_way(_NICENESS)
     with redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0) as store:
         RegistryMirror(settings.models, in_child(stop)).run(store, stop)
 

@@ -27,7 +27,7 @@ from features.profiles import ProfileFeatures
 from features.stream import EventWriter
 from serve import logs
 from serve.arguments import Arguments
-from serve.background import every, running
+from serve.background import every, keep_responsive, running
 from serve.bitrate.observations import Observations
 from serve.bitrate.planner import NoPlan, Plan
 from serve.bitrate.segments import FeatureLookups
@@ -127,7 +127,7 @@ async def open_gateway(
         TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics),
         AskedWriter(settings.redis_url, metrics),
     )  # fmt: skip
-    ranking = await serve_recommend(arguments, live, metrics, vitals)
+    ranking = await serve_recommend(arguments, live, reader, metrics, vitals)
     policies, estimates, detectors = (
         serve_bitrate(arguments, metrics), serve_quality(arguments, metrics), serve_detectors(arguments, metrics)
     )  # fmt: skip
@@ -223,6 +223,7 @@ class GatewayReplica:
     ) -> None:
         logs.configure(arguments.log_level)
         self._entrance = await open_gateway(arguments, features, ranker, planner, server_echoes_id=True)
+        self._responsive = asyncio.create_task(keep_responsive())
 
     def __serve_build_asgi_app__(self) -> Entrance:
         return self._entrance
@@ -247,7 +248,8 @@ class RankerReplica:
         self._metrics = Metrics()
         self._live = _live_ranker(arguments, self._metrics)
         await self._live.start()
-        self._served = await serve_recommend(arguments, self._live, self._metrics, None)
+        self._profiles = OnlineFeatures(arguments.settings())
+        self._served = await serve_recommend(arguments, self._live, self._profiles, self._metrics, None)
         await self._served.follower.start()
         self._background = asyncio.create_task(self._run())
 
@@ -267,14 +269,14 @@ class RankerReplica:
         return self._served.follower.states
 
     async def _run(self) -> None:
-        async with running(self._live.run, self._served.follower.run):
+        async with running(keep_responsive, self._live.run, self._served.follower.run):
             await every(_FLUSH_S, self._metrics.flush)
 
     async def close(self) -> None:
         """End what works beside the requests."""
         self._background.cancel()
         await asyncio.gather(self._background, return_exceptions=True)
-        await asyncio.gather(self._live.close(), self._served.follower.close())
+        await asyncio.gather(self._live.close(), self._profiles.close(), self._served.follower.close())
         self._metrics.close()
 
     async def __del__(self) -> None:
@@ -303,7 +305,7 @@ class PlannerReplica:
         return self._served.follower.states
 
     async def _run(self) -> None:
-        async with running(self._served.follower.run):
+        async with running(keep_responsive, self._served.follower.run):
             await every(_FLUSH_S, self._metrics.flush)
 
     async def close(self) -> None:

@@ -1,25 +1,24 @@
 """Work that runs beside requests: again and again, from start to shutdown, whatever it raises."""
 
 import asyncio
-import contextvars
-import os
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
-from functools import partial
-from typing import Final, ParamSpec, TypeVar
+import gc
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
 
 from serve.logs import get
 
-NICENESS_VARIABLE: Final = "PLAYHEAD_LOAD_NICENESS"
-NICENESS: Final = 10
-"""Of threads that yield: beside threads that answer they get about a tenth of a core, and all of one that is idle."""
+COLLECT_S: Final = 600.0
+"""Seconds between full garbage collections of a process that answers."""
 
-P = ParamSpec("P")
-R = TypeVar("R")
+SWITCH_S: Final = 0.0005
+"""How long one thread of such a process may keep the interpreter where another waits for it."""
 
-_yields: contextvars.ContextVar[bool] = contextvars.ContextVar("yields", default=False)
+_YOUNG: Final = (700, 4)
+"""Objects, and collections of the youngest, before a collection of the two younger generations."""
+
+_NEVER: Final = 1 << 30
 
 
 async def every(seconds: float, work: Callable[[], Awaitable[None] | None]) -> None:
@@ -46,51 +45,24 @@ async def running(*work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@contextmanager
-def yielding() -> Iterator[None]:
-    """What the body does `in_thread` yields to answers."""
-    token = _yields.set(True)
-    try:
-        yield
-    finally:
-        _yields.reset(token)
+async def keep_responsive() -> None:
+    """Keep what Python does by itself from stopping the answers, until cancelled.
 
-
-async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Work off the event loop, as asyncio.to_thread; inside `yielding`, in a thread that yields to all others.
-
-    Threads that such work starts yield for as long as they live: it must start none that answers later. Engines on the
-    CPU that have one thread a call run in their caller's, so loading them is such work. Linux has priorities of
-    threads; elsewhere the work runs as any other.
-
-    Args:
-        work: what to do; what it raises is raised here.
-        args: of it.
-        kwargs: of it.
+    A full garbage collection looks at each object, which takes a tenth of a second in a gateway that knows its viewers,
+    and Python makes one whenever a quarter more objects have come: at each swap of a model, and every few seconds. Here
+    they are made each COLLECT_S, over what came after the start. What is no cycle goes at once, as ever. And a thread
+    that works beside the answers gives the interpreter back within SWITCH_S, not within 5 ms each time.
     """
-    niceness = _niceness()
-    if not _yields.get() or niceness <= 0:
-        return await asyncio.to_thread(work, *args, **kwargs)
-    # a thread of its own, since none gets its priority back without privileges
-    pool = ThreadPoolExecutor(1, thread_name_prefix="yields", initializer=_yield_always, initargs=(niceness,))
+    before = gc.get_threshold(), sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_YOUNG, _NEVER)
     try:
-        context = contextvars.copy_context()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool, partial(context.run, work, *args, **kwargs))
+        while True:
+            await asyncio.sleep(COLLECT_S)
+            gc.collect()
     finally:
-        pool.shutdown(wait=False)
-
-
-def _niceness() -> int:
-    """As the environment says; what is no number there is left out."""
-    with suppress(ValueError):
-        return int(os.environ.get(NICENESS_VARIABLE, NICENESS))
-    return NICENESS
-
-
-def _yield_always(niceness: int) -> None:
-    """Lower the priority of this thread."""
-    with suppress(AttributeError, OSError):
-        place = threading.get_native_id()
-        own = os.getpriority(os.PRIO_PROCESS, place)
-        os.setpriority(os.PRIO_PROCESS, place, min(own + niceness, 19))
+        gc.unfreeze()
+        gc.set_threshold(*before[0])
+        sys.setswitchinterval(before[1])

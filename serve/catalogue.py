@@ -4,7 +4,7 @@ Shapes: N rows (row 0 is padding; the model's vocabulary from 1; titles that it 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -63,44 +63,67 @@ class Catalogue:
             titles: the catalogue; of titles with one id the last counts.
             vocabulary: title_id -> row of the model's table, rows 1 to V; None without a model.
         """
-        vocabulary = vocabulary or {}
         by_id = {title.title_id: title for title in titles}
-        unknown = [title for title_id, title in by_id.items() if title_id not in vocabulary]
-        unknown.sort(key=lambda title: (title.added_ts, title.title_id))
-        size = max(vocabulary.values(), default=0) + 1
-        rows = dict(vocabulary) | {title.title_id: size + place for place, title in enumerate(unknown)}
-        count = size + len(unknown)
-        by_row: list[Title | None] = [None] * count
-        title_ids = [""] * count
-        for title_id, row in rows.items():
-            by_row[row] = by_id.get(title_id)
-            title_ids[row] = title_id
-        embedded = np.zeros(count, dtype=np.int64)
-        embedded[:size] = np.arange(size)
-        listed = [(row, title) for row, title in enumerate(by_row) if title is not None]
-        places = np.array([row for row, _ in listed], dtype=np.int64)
+        listed = sorted(by_id.values(), key=lambda title: (title.added_ts, title.title_id))
+        count = 1 + len(listed)
         content = np.zeros((count, CONTENT_SIZE), dtype=np.float32)
-        content[places] = content_features([title for _, title in listed])
-        genres = sorted({genre for _, title in listed for genre in title.genres})
-        members = _marked(genres, ((row, title.genres) for row, title in listed), count)
-        regions = sorted({region for _, title in listed for region in title.regions})
-        return cls(
-            title_ids=tuple(title_ids),
-            names=tuple(title.name if title else "" for title in by_row),
-            rows=rows,
-            fragments=tuple(_opening(title) if title else b"" for title in by_row),
+        content[1:] = content_features(listed)
+        genres = sorted({genre for title in listed for genre in title.genres})
+        members = _marked(genres, (title.genres for title in listed), count)
+        regions = sorted({region for title in listed for region in title.regions})
+        plain = cls(
+            title_ids=("", *(title.title_id for title in listed)),
+            names=("", *(title.name for title in listed)),
+            rows={title.title_id: row for row, title in enumerate(listed, 1)},
+            fragments=(b"", *map(_opening, listed)),
             content=content,
-            embedded=embedded,
-            listed=np.array([title is not None for title in by_row]),
-            for_kids=np.array([title is not None and title.kids for title in by_row]),
-            added_ts=np.array([title.added_ts if title else 0 for title in by_row], dtype=np.int64),
+            embedded=np.zeros(count, dtype=np.int64),
+            listed=np.array([False, *[True] * len(listed)]),
+            for_kids=np.array([False, *(title.kids for title in listed)]),
+            added_ts=np.array([0, *(title.added_ts for title in listed)], dtype=np.int64),
             genres=tuple(genres),
             members=members,
             rarity=np.log(len(listed) / np.maximum(members.sum(axis=1), 1)).astype(np.float32),
-            _everywhere=np.array([title is not None and not title.regions for title in by_row]),
+            _everywhere=np.array([False, *(not title.regions for title in listed)]),
             _regional=dict(
-                zip(regions, _marked(regions, ((row, title.regions) for row, title in listed), count), strict=True)
+                zip(regions, _marked(regions, (title.regions for title in listed), count), strict=True),
             ),
+        )
+        return plain.laid_out(vocabulary) if vocabulary else plain
+
+    def laid_out(self, vocabulary: Mapping[str, int]) -> Self:
+        """The same titles in the rows of a model; takes a tenth of the time of building them.
+
+        Args:
+            vocabulary: title_id -> row of the model's table, rows 1 to V.
+        """
+        size = max(vocabulary.values(), default=0) + 1
+        unknown = sorted(
+            (title_id for title_id in self.rows if title_id not in vocabulary),
+            key=lambda title_id: (self.added_ts[self.rows[title_id]], title_id),
+        )
+        rows = dict(vocabulary) | {title_id: size + place for place, title_id in enumerate(unknown)}
+        title_ids = [""] * (size + len(unknown))
+        for title_id, row in rows.items():
+            title_ids[row] = title_id
+        sources = [self.rows.get(title_id, 0) for title_id in title_ids]  # row 0 has nothing
+        source = np.array(sources, dtype=np.int64)
+        embedded = np.zeros(len(source), dtype=np.int64)
+        embedded[:size] = np.arange(size)
+        return replace(
+            self,
+            title_ids=tuple(title_ids),
+            names=tuple([self.names[row] for row in sources]),
+            rows=rows,
+            fragments=tuple([self.fragments[row] for row in sources]),
+            content=self.content[source],
+            embedded=embedded,
+            listed=self.listed[source],
+            for_kids=self.for_kids[source],
+            added_ts=self.added_ts[source],
+            members=self.members[:, source],
+            _everywhere=self._everywhere[source],
+            _regional={region: mask[source] for region, mask in self._regional.items()},
         )
 
     def __len__(self) -> int:
@@ -159,12 +182,12 @@ def load_titles(path: Path) -> tuple[Title, ...]:
 
 
 def _marked(
-    names: Sequence[str], named: Iterable[tuple[int, tuple[str, ...]]], count: int
+    names: Sequence[str], named: Iterable[tuple[str, ...]], count: int
 ) -> NDArray[np.bool_]:  # (len(names), count)
-    """Which rows carry which of the names."""
+    """Which rows, from 1, carry which of the names."""
     places = {name: place for place, name in enumerate(names)}
     marks = np.zeros((len(names), count), dtype=np.bool_)
-    for row, carried in named:
+    for row, carried in enumerate(named, 1):
         for name in carried:
             marks[places[name], row] = True
     return marks

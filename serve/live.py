@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from features.additions import AddedTitles
 from features.errors import FeaturesError
-from features.popularity import TitleStatistics, TitleStats
+from features.popularity import TitleStatistics
 from features.titles import Title
 from serve.artifacts import Mark, mark_of
 from serve.background import every
@@ -74,8 +74,6 @@ class LiveRanker:
         self._added = added
         self._metrics = metrics
         self._changing = asyncio.Lock()
-        self._titles = tuple[Title, ...]()
-        self._stats = dict[str, TitleStats](), 0
         self._log = get("live")
         self._catalogue_mark: Mark = None
         self._own = tuple[Title, ...]()
@@ -98,10 +96,7 @@ class LiveRanker:
     async def another(self) -> Ranker:
         """One more ranker, without a model yet; it is kept current for as long as anyone has it."""
         async with self._changing:
-            ranker = Ranker(self._settings)
-            stats, read_ts = self._stats
-            await ranker.show(self._titles)
-            await ranker.note(stats, read_ts)
+            ranker = self.ranker.twin()
             self._rankers.add(ranker)
         return ranker
 
@@ -139,9 +134,8 @@ class LiveRanker:
             return
         now = time.time()
         async with self._changing:
-            self._stats = dict(stats), int(now * 1000)
             for ranker in list(self._rankers):
-                await ranker.note(*self._stats)
+                await ranker.note(dict(stats), int(now * 1000))
         self._metrics.refreshed("title_stats", now)
 
     async def close(self) -> None:
@@ -165,10 +159,9 @@ class LiveRanker:
         titles = (*self._own, *self._beside)  # of titles with one id the last counts
         async with self._changing:
             await self.ranker.show(titles)
-            self._titles = titles
             for ranker in self._rankers - {self.ranker}:
                 try:
-                    await ranker.show(titles)
+                    await ranker.show_as(self.ranker)
                 except PlayheadError as error:  # its model does not take them: it goes on with those before
                     told = {"version": ranker.version, "error": str(error)[:_ERROR_LENGTH]}
                     self._log.error("catalogue refused by a model, the one before stays there", extra=told)

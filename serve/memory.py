@@ -85,6 +85,10 @@ class Memory:
         """How many viewers are remembered."""
         return len(self._known)
 
+    def recent(self) -> list[str]:
+        """Ids of the profiles that are remembered, the last seen first."""
+        return [profile_id for profile_id in reversed(self._known) if profile_id != _ANYBODY]
+
     def recall(self, profile_id: str) -> Acquaintance | None:
         """A viewer as last seen, however long ago; None if never, or forgotten."""
         return self._known.get(profile_id)

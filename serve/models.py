@@ -3,16 +3,19 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from features.online import OnlineFeatures
 from serve.arguments import Arguments
 from serve.bitrate.planner import BitratePlanner
 from serve.gateway.detectors import DetectorsBoard, SettingsStage
 from serve.live import LiveRanker
+from serve.logs import get
 from serve.metrics import Metrics
 from serve.quality.estimates import MODEL, BitstreamEstimator
+from serve.ranking import Ranker
 from serve.rollout.fleet import Fleet, HasModel
 from serve.rollout.follower import Follower
 from serve.rollout.planner import FleetPlanner
-from serve.rollout.recommender import FleetRanker
+from serve.rollout.recommender import FleetRanker, acquaint
 from serve.schemas import Answer
 from serve.vitals import Vitals
 from serve.watchtower.settings import MODEL as DETECTORS
@@ -35,13 +38,14 @@ class Served(Generic[T]):
 
 
 async def serve_recommend(
-    arguments: Arguments, live: LiveRanker, metrics: Metrics, vitals: Vitals | None
+    arguments: Arguments, live: LiveRanker, profiles: OnlineFeatures, metrics: Metrics, vitals: Vitals | None
 ) -> Served[FleetRanker]:
     """The ranker's model.
 
     Args:
         arguments: how the application runs.
         live: makes rankers of the catalogue, and keeps them current.
+        profiles: where a new version reads about those that it will answer.
         metrics: where versions, and what a shadow makes, are shown.
         vitals: told of a shadow's pages; None: they are counted elsewhere, or not at all.
     """
@@ -52,7 +56,12 @@ async def serve_recommend(
         if vitals is not None:
             vitals.model(arguments.model, lambda: None).answered(answer)
 
-    fleet = Fleet(arguments.model, settings.models, await live.another(), live.another, metrics)
+    async def acquainted(ranker: Ranker) -> None:
+        memory = fleet.lineup.champion.memory
+        met = await acquaint(ranker, [] if memory is None else memory.recent(), profiles)
+        get("rollout").info("acquainted", extra={"model": arguments.model, "version": ranker.version, "viewers": met})
+
+    fleet = Fleet(arguments.model, settings.models, await live.another(), live.another, metrics, acquainted)
     return Served(FleetRanker(fleet, compared), _follower(fleet, arguments, arguments.model, metrics))
 
 

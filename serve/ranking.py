@@ -10,7 +10,7 @@ Requests whose turn comes in the same round of the event loop share one engine c
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,6 @@ from features.popularity import TitleStats
 from features.profiles import ProfileFeatures, ProfileStats
 from features.ranking import title_statistics
 from features.titles import Title
-from serve.background import in_thread
 from serve.catalogue import Catalogue
 from serve.engines import Device
 from serve.errors import NotFound
@@ -107,7 +106,8 @@ class Ranker:
         self._changing = asyncio.Lock()
         self._live: _Live | None = None
         self._model: RankingModel | None = None
-        self._titles: tuple[Title, ...] | None = None
+        self._plain: Catalogue | None = None
+        """The catalogue in rows of its own; what answers has it in the model's."""
         self._stats: Mapping[str, TitleStats] = {}
         self._stats_ts = 0
         self._jobs: list[_Job] = []
@@ -126,7 +126,7 @@ class Ranker:
     @property
     def title_ids(self) -> tuple[str, ...]:
         """Ids of the catalogue's titles: those whose statistics are wanted."""
-        return tuple(title.title_id for title in self._titles or ())
+        return () if self._plain is None else self._plain.title_ids[1:]
 
     @property
     def memory(self) -> Memory | None:
@@ -148,8 +148,7 @@ class Ranker:
         """
         settings = self._settings
         async with self._changing:
-            run = in_thread if settings.threads == 1 else asyncio.to_thread
-            model = await run(RankingModel.load, path, device=settings.device, threads=settings.threads)
+            model = await asyncio.to_thread(RankingModel.load, path, device=settings.device, threads=settings.threads)
             await self._change(model=model)
         return model.version
 
@@ -160,7 +159,24 @@ class Ranker:
             ArtifactError: the live model does not take this catalogue; the one before stays.
         """
         async with self._changing:
-            await self._change(titles=tuple(titles))
+            await self._change(plain=await asyncio.to_thread(Catalogue.build, titles))
+
+    async def show_as(self, other: "Ranker") -> None:
+        """Make the other's catalogue this one's, too.
+
+        Raises:
+            ArtifactError: as `show`.
+        """
+        async with self._changing:
+            await self._change(plain=other._plain)  # noqa: SLF001
+
+    def twin(self) -> "Ranker":
+        """Another ranker of the same catalogue and statistics, without a model; this one must have none."""
+        twin = Ranker(self._settings)
+        twin._plain, twin._stats, twin._stats_ts = self._plain, self._stats, self._stats_ts
+        if self._live is not None:
+            twin._live = replace(self._live, memory=Memory(self._settings.remembered))
+        return twin
 
     async def note(self, stats: Mapping[str, TitleStats], read_ts: int) -> None:
         """Make these the titles' statistics.
@@ -301,34 +317,34 @@ class Ranker:
         self,
         *,
         model: RankingModel | None = None,
-        titles: tuple[Title, ...] | None = None,
+        plain: Catalogue | None = None,
         stats: Mapping[str, TitleStats] | None = None,
         stats_ts: int = 0,
     ) -> None:
         """Build what follows from the change in a thread, then make it live. Called under the lock."""
         model = model or self._model
-        titles = self._titles if titles is None else titles
+        plain = plain or self._plain
         if stats is None:
             stats, stats_ts = self._stats, self._stats_ts
         live = self._live
-        if titles is not None:
-            same_layout = titles is self._titles and model is self._model
-            live = await in_thread(
+        if plain is not None:
+            same_layout = plain is self._plain and model is self._model
+            live = await asyncio.to_thread(
                 _build,
                 model=model,
-                titles=titles,
+                plain=plain,
                 stats=stats,
                 stats_ts=stats_ts,
                 before=self._live if same_layout else None,
                 remembered=self._settings.remembered,
             )
-        self._live, self._model, self._titles, self._stats, self._stats_ts = live, model, titles, stats, stats_ts
+        self._live, self._model, self._plain, self._stats, self._stats_ts = live, model, plain, stats, stats_ts
 
 
 def _build(
     *,
     model: RankingModel | None,
-    titles: tuple[Title, ...],
+    plain: Catalogue,
     stats: Mapping[str, TitleStats],
     stats_ts: int,
     before: _Live | None,
@@ -336,7 +352,8 @@ def _build(
 ) -> _Live:
     """What answers from now on; `before` lends what does not depend on statistics."""
     made_ts = int(time.time() * 1000)
-    catalogue = before.stock.catalogue if before else Catalogue.build(titles, model.vocabulary if model else None)
+    laid_out = plain.laid_out(model.vocabulary) if model and before is None else plain
+    catalogue = laid_out if before is None else before.stock.catalogue
     popularity = Popularity.build(catalogue, stats, stats_ts)
     statistics = title_statistics([stats.get(title_id) for title_id in catalogue.title_ids])
     scorer: Scorer | None = None

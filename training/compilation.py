@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from serve.artifacts import Artifact, add_derived
 from serve.engines import load_engine
 from serve.engines.base import Engine
-from serve.engines.openvino import openvino
+from serve.engines.compiler import openvino
 from serve.engines.tensorrt import LIBRARIES, Libraries, TensorRtEngine, find_libraries, import_library
 from serve.errors import ArtifactError, InvalidInput
 from serve.tensors import InputCheck, Precision

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 import torch
 
 from serve.artifacts import MANIFEST, Artifact, Lineage, Manifest, content_version, read_artifact, sync_folder
-from serve.engines.openvino import OpenVinoEngine, openvino
+from serve.engines.compiler import openvino
+from serve.engines.openvino import OpenVinoEngine
 from serve.engines.parity import differences
 from serve.engines.torch import TorchEngine
 from serve.errors import ArtifactError

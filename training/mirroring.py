@@ -10,7 +10,6 @@ folder lacks is fetched, where the registry knows it.
 import json
 import logging
 import math
-import os
 import re
 import signal
 import subprocess
@@ -306,5 +305,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # answers go first
     main()

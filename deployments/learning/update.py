@@ -347,7 +347,6 @@ def update_now(model: str, base: str, reporter: Reporter) -> Artifact:
 def main() -> int:
     """Do the update that the first argument asks for."""
     configure()
-    os.nice(10)
     asked = json.loads(sys.argv[1])
     threading.Thread(target=_end_with_input, daemon=True).start()
     settings = Settings.from_env()

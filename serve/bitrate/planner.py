@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.artifacts import read_artifact
-from serve.background import in_thread
 from serve.bitrate.observations import RUNGS, Observations
 from serve.bitrate.rules import SAFE_REBUFFER
 from serve.bitrate.sessions import Session, observe
@@ -270,8 +269,7 @@ class BitratePlanner:
             ArtifactError: it is damaged or does not fit; the one before keeps answering.
             Unavailable: the device is not there; likewise.
         """
-        run = in_thread if self._threads == 1 else asyncio.to_thread
-        self._policy = await run(Policy.load, path, device=self._device, threads=self._threads)
+        self._policy = await asyncio.to_thread(Policy.load, path, device=self._device, threads=self._threads)
         return self._policy.version
 
     async def plan(self, sessions: Sequence[Session], within_s: float) -> Plan:

@@ -1,36 +1,14 @@
 """OpenVINO engine: the CPU runtime. It runs the artifact's IR; torch is not needed."""
 
-import functools
 import importlib
-import sys
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, Self
-
-import numpy as np
 
 from serve.artifacts import Artifact
 from serve.engines.base import Engine
+from serve.engines.compiler import Graph, compiled_beside, exported, imported, openvino
 from serve.errors import ArtifactError
-from serve.tensors import Array, GraphSpec
-
-
-@functools.cache
-def openvino() -> Any:
-    """OpenVINO's Python module, imported on first use and with its usage reports over the network off."""
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", _absent())
-    return importlib.import_module("openvino")
-
-
-def _absent() -> ModuleType:
-    """What makes `import` say that a module is not installed; OpenVINO then takes its own stub."""
-    return None  # type: ignore[return-value]
-
-
-@functools.cache
-def _core() -> Any:
-    return openvino().Core()
+from serve.tensors import Array, GraphSpec, TensorSpec
 
 
 class _Request:
@@ -54,9 +32,19 @@ class OpenVinoEngine(Engine):
     read where they are; outputs are copied, since the request's own memory is used again by the next call.
     """
 
-    def __init__(self, *, version: str, graph: str, spec: GraphSpec, compiled: Any, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        *,
+        version: str,
+        graph: str,
+        spec: GraphSpec,
+        compiled: Any,
+        content: bytes | None,
+        options: Mapping[str, Any],
+    ) -> None:
         super().__init__(version=version, graph=graph, spec=spec, device="cpu")
         self._compiled = compiled
+        self._content = content  # what it is compiled to, once someone needed it; siblings share it
         self._options = options
         self._tensor = openvino().Tensor
         self._run_request = importlib.import_module("openvino._pyopenvino").InferRequest.infer
@@ -80,39 +68,47 @@ class OpenVinoEngine(Engine):
         """
         spec = artifact.graph(graph)
         relative = f"openvino/{graph}.xml"
-        weights = np.frombuffer(artifact.read_bytes(f"openvino/{graph}.bin"), dtype=np.uint8)
-        try:
-            tensor = openvino().Tensor(weights.copy()) if weights.size else openvino().Tensor(np.zeros(1, np.uint8))
-            model = _core().read_model(artifact.read_bytes(relative), tensor)
-            _same_ports(relative, spec, model)
-            if sizes:
-                spec = spec.fixed(sizes)
-                shapes = [
-                    [sizes.get(str(size), -1) if isinstance(size, str) else size for size in tensor.shape]
-                    for tensor in spec.inputs
-                ]
-                model.reshape(dict(zip(model.inputs, shapes, strict=True)))
-            options = {
+        shapes = None
+        if sizes:
+            spec = spec.fixed(sizes)
+            shapes = {
+                tensor.name: [sizes.get(str(size), -1) if isinstance(size, str) else size for size in tensor.shape]
+                for tensor in spec.inputs
+            }
+        source = Graph(
+            xml=artifact.read_bytes(relative),
+            weights=artifact.read_bytes(f"openvino/{graph}.bin"),
+            shapes=shapes,
+            options={
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": "1",
                 "INFERENCE_NUM_THREADS": threads,
                 "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the CPU has it: no parity then
                 "ENABLE_CPU_PINNING": False,  # all replicas of a machine would pin to the same cores
-            }
-            compiled = _core().compile_model(model, "CPU", options)
+            },
+        )
+        try:
+            content = compiled_beside(source)
+            compiled = source.compiled() if content is None else imported(content, source.options)
         except RuntimeError as error:
             raise _uncompiled(relative, error) from error
-        return cls(version=artifact.version, graph=graph, spec=spec, compiled=compiled, options=options)
+        _same_ports(relative, spec, compiled)
+        return cls(
+            version=artifact.version, graph=graph, spec=spec, compiled=compiled, content=content, options=source.options
+        )
 
     def sibling(self) -> Engine:
         """Another one from what this one was compiled to: a fifth of the time of compiling it again."""
         try:
-            compiled = _core().import_model(self._compiled.export_model(), "CPU", self._options)
+            if self._content is None:
+                self._content = exported(self._compiled)
+            compiled = imported(self._content, self._options)
         except RuntimeError as error:
             raise _uncompiled(f"openvino/{self.graph}.xml", error) from error
         return type(self)(
-            version=self.version, graph=self.graph, spec=self.spec, compiled=compiled, options=self._options
-        )
+            version=self.version, graph=self.graph, spec=self.spec, compiled=compiled, content=self._content,
+            options=self._options,
+        )  # fmt: skip
 
     def _run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         try:
@@ -159,16 +155,31 @@ def _uncompiled(relative: str, error: RuntimeError) -> ArtifactError:
     )  # fmt: skip
 
 
-def _same_ports(relative: str, spec: GraphSpec, model: Any) -> None:
-    for kind, tensors, ports in (("inputs", spec.inputs, model.inputs), ("outputs", spec.outputs, model.outputs)):
-        expected = [(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in tensors]
-        got = [
-            (port.any_name, str(port.element_type.to_dtype()), port.partial_shape.rank.get_length()) for port in ports
-        ]
-        if got != expected:
+def _same_ports(relative: str, spec: GraphSpec, compiled: Any) -> None:
+    for kind, tensors, ports in (
+        ("inputs", spec.inputs, compiled.inputs),
+        ("outputs", spec.outputs, compiled.outputs),
+    ):
+        if len(tensors) != len(ports) or not all(map(_is_port_of, tensors, ports)):
+            got = [(port.any_name, _dtype(port), _rank(port)) for port in ports]
+            expected = [(tensor.name, tensor.dtype, len(tensor.shape)) for tensor in tensors]
             raise ArtifactError(
                 field=f"files.{relative}: {kind}",
                 got=got,
                 expected=f"{expected}, as in the manifest",
                 next_step="Export the model again.",
             )
+
+
+def _is_port_of(tensor: TensorSpec, port: Any) -> bool:
+    """Whether a port is a tensor's; compiling may have given it further names."""
+    return tensor.name in port.names and (_dtype(port), _rank(port)) == (tensor.dtype, len(tensor.shape))
+
+
+def _dtype(port: Any) -> str:
+    return str(port.element_type.to_dtype())
+
+
+def _rank(port: Any) -> int:
+    rank: int = port.partial_shape.rank.get_length()
+    return rank

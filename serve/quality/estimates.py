@@ -3,6 +3,7 @@
 Shapes: B segments, Q quantiles.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.artifacts import Artifact, read_artifact
-from serve.background import in_thread
 from serve.engines import Device, load_engine
 from serve.engines.base import Engine
 from serve.errors import ArtifactError, InvalidInput, Unavailable
@@ -132,7 +132,7 @@ class BitstreamEstimator:
         Raises:
             ArtifactError, Unavailable: see BitstreamModel.load; the model before keeps answering.
         """
-        self._model = await in_thread(lambda: BitstreamModel.load(read_artifact(path), self._device))
+        self._model = await asyncio.to_thread(lambda: BitstreamModel.load(read_artifact(path), self._device))
         return self._model.version
 
     @property

@@ -130,7 +130,7 @@ class QualityRunner:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "serve.quality.worker", str(folder), str(os.getpid())],
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, cwd=folder, env=environment,
-                    process_group=0,
+                    start_new_session=True,
                 )  # fmt: skip
         except FileNotFoundError:
             return  # the job was removed meanwhile

@@ -22,6 +22,7 @@ import orjson
 from serve.artifacts import read_artifact
 from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
+from serve.priority import give_way
 from serve.quality.estimates import MODEL
 from serve.quality.files import find_file
 from serve.quality.jobs import BUSY, UPLOADS, JobStore, QualityLimits, failed, held, late, problem_of
@@ -205,7 +206,7 @@ def main(folder: Path, parent: int = 0) -> int:
     Returns:
         Exit status: 0 where its state says how it ended, BUSY where another worker has it.
     """
-    os.nice(_NICENESS)
+    give_way(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
 from serve.artifacts import MANIFEST
-from serve.background import yielding
 from serve.clock import now_ms
+from serve.engines.compiler import compiling_beside
 from serve.errors import ArtifactError
 from serve.gateway.stages import ModelState
 from serve.logs import get
@@ -27,6 +27,9 @@ LOADING_MS: Final = 120_000
 """A challenger that is not loaded so long after its rollout began counts as one that fails."""
 
 _ERROR_LENGTH: Final = 500
+_DRAIN_S: Final = 2.0
+"""A version that is gone is kept for so long: requests that it was to answer may still hold it."""
+
 _RETRY_S: Final = 30.0
 """A refused version is tried again after so many seconds."""
 
@@ -93,6 +96,7 @@ class Fleet(Generic[S]):
         champion: the first stage, without a version; it answers until there is one that has one.
         make: another stage without a version.
         metrics: where versions and refusals are shown.
+        warm_up: what else a stage needs once it is loaded, before it answers beside one that does already.
 
     Attributes:
         lineup: who answers now.
@@ -100,7 +104,13 @@ class Fleet(Generic[S]):
     """
 
     def __init__(
-        self, model: str, models: Path, champion: S, make: Callable[[], Awaitable[S]], metrics: Metrics
+        self,
+        model: str,
+        models: Path,
+        champion: S,
+        make: Callable[[], Awaitable[S]],
+        metrics: Metrics,
+        warm_up: Callable[[S], Awaitable[object]] | None = None,
     ) -> None:
         self.lineup: Lineup[S] = Lineup(RolloutPlan(model=model), champion)
         self.states: tuple[ModelState, ...] = (
@@ -110,10 +120,12 @@ class Fleet(Generic[S]):
         self._models = models
         self._make = make
         self._metrics = metrics
+        self._warm_up = warm_up
         self._loaded: dict[str, S] = {}
         self._loaded_ts: dict[str, int] = {}
         self._refused: dict[str, tuple[str, float]] = {}
         self._loading: asyncio.Task[None] | None = None
+        self._retiring = set[asyncio.Task[None]]()
         self._log = get("rollout")
 
     def follow(self, plan: RolloutPlan) -> None:
@@ -137,9 +149,10 @@ class Fleet(Generic[S]):
 
     async def close(self) -> None:
         """Load nothing more."""
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.gather(self._loading, return_exceptions=True)
+        ending = [*self._retiring, *([] if self._loading is None else [self._loading])]
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def forgive(self) -> None:
         """Try what was refused again at the next change: it was published again."""
@@ -169,8 +182,11 @@ class Fleet(Generic[S]):
             try:
                 path = await asyncio.to_thread(_folder, self._models / self._model / version)
                 stage = await self._make()
-                with yielding() if self.lineup.champion.version is not None else nullcontext():
+                answers = self.lineup.champion.version is not None
+                with compiling_beside() if answers else nullcontext():
                     await stage.load(path)
+                if answers and self._warm_up is not None:
+                    await self._warm_up(stage)
             except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
                 self._refuse(version, error)
             else:
@@ -197,6 +213,10 @@ class Fleet(Generic[S]):
         refused = plan.challenger in self._refused
         self.lineup = Lineup(plan, champion, self._have(plan.challenger), self._have(plan.shadow), refused)
         wanted = {*self._wanted(), champion.version}
+        if gone := [stage for version, stage in self._loaded.items() if version not in wanted]:
+            task = asyncio.create_task(_let_go(gone))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
         self._loaded = {version: stage for version, stage in self._loaded.items() if version in wanted}
         self._refused = {version: why for version, why in self._refused.items() if version in wanted}
         self._tell(before)
@@ -240,6 +260,12 @@ class Fleet(Generic[S]):
                 )
             )
         self.states = tuple(states) or self.states
+
+
+async def _let_go(stages: list[S]) -> None:
+    """Let go of versions once they are drained, off the event loop: freeing engines takes tens of milliseconds."""
+    await asyncio.sleep(_DRAIN_S)
+    await asyncio.to_thread(stages.clear)
 
 
 def _folder(path: Path) -> Path:

@@ -2,10 +2,11 @@
 
 import asyncio
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from features.profiles import ProfileFeatures
 from serve.logs import get
@@ -21,6 +22,12 @@ SHADOW_SHARE: Final = 0.1
 CHALLENGER_S: Final = 0.3
 """How long a challenger may take for a page; half of what the caller waits at most. Then the champion makes it."""
 
+ACQUAINT_S: Final = 15.0
+"""How long a version that was loaded gets acquainted with viewers before it answers."""
+
+_AT_ONCE: Final = 8
+"""Viewers between two rests."""
+
 _MOST_SHADOWED: Final = 2
 """At a time; a shadow that is slower leaves pages out."""
 
@@ -31,6 +38,51 @@ _TITLE: Final = re.compile(rb'"title_id":"((?:[^"\\]|\\.)*)"')
 
 Compared = Callable[[str, Answer, float], None]
 """Told of a shadow's page: its version, the page, and the share of the first titles that the shown page has, too."""
+
+
+class ReadsProfiles(Protocol):
+    """Where the features of profiles are."""
+
+    async def read(self, profile_id: str) -> ProfileFeatures:
+        """The features of a profile; what is wrong with them is in `degraded`."""
+        ...
+
+
+async def acquaint(ranker: Ranker, profile_ids: Sequence[str], profiles: ReadsProfiles) -> int:
+    """Have a ranker that does not answer yet encode the histories of viewers, so that none waits for it later.
+
+    To a version that has just been loaded all viewers are strangers, and to encode a history costs as much as a page:
+    where answers take most of a machine, they would all be late until the last one is known. So this works half of the
+    time at most, and not beyond ACQUAINT_S or where the store fails.
+
+    Args:
+        ranker: has its model.
+        profile_ids: whose, those that are most likely to come first.
+        profiles: where their features are read.
+
+    Returns:
+        How many it knows now.
+    """
+    until_s = time.monotonic() + ACQUAINT_S
+    met = 0
+    for start in range(0, len(profile_ids), _AT_ONCE):
+        if time.monotonic() >= until_s:
+            break
+        read = await asyncio.gather(*map(profiles.read, profile_ids[start : start + _AT_ONCE]))
+        known = [profile for profile in read if not profile.degraded]
+        if not known:
+            break
+        await asyncio.sleep(await asyncio.to_thread(_prepare, ranker, known))
+        met += len(known)
+    return met
+
+
+def _prepare(ranker: Ranker, profiles: Sequence[ProfileFeatures]) -> float:
+    """Prepare for profiles; how many seconds that took."""
+    began_s = time.perf_counter()
+    for profile in profiles:
+        ranker.prepare(profile)
+    return time.perf_counter() - began_s
 
 
 class FleetRanker:

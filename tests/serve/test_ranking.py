@@ -374,3 +374,31 @@ async def test_a_caller_that_gives_up_leaves_the_others_alone(full: Ranker) -> N
         with contextlib.suppress(asyncio.CancelledError):
             await task
         assert task.cancelled()
+
+
+async def test_a_twin_shows_the_same_without_the_model_and_meets_viewers_ahead(
+    ranker: Ranker, small_model: RankingModel, small_titles: list[Title]
+) -> None:
+    await ranker.show(small_titles)
+    await ranker.note(STATS, NOW_MS)
+    twin = ranker.twin()
+    assert (await home(twin, FAN)).rows == (await home(ranker, FAN)).rows
+    assert twin.memory is not ranker.memory
+    await twin._change(model=small_model)
+    twin.prepare(FAN)
+    assert twin.memory is not None
+    assert (twin.memory.hits, twin.memory.recent()) == (0, ["fan"])
+    page = await home(twin, FAN)
+    assert page.versions.model == small_model.version
+    assert page.degraded == ()
+    assert twin.memory.hits == 1, "the history was encoded before it came"
+    assert ranker.version is None
+
+
+async def test_another_rankers_catalogue_is_shown_too(full: Ranker, ranker: Ranker, small_titles: list[Title]) -> None:
+    other = Ranker(RankerSettings(device="cpu"))
+    new = Title(title_id="new", name="New", genres=("Drama",))
+    await other.show([*small_titles, new])
+    await full.show_as(other)
+    assert full.n_titles == other.n_titles
+    assert "new" in full.title_ids

@@ -1,14 +1,17 @@
 """A fleet: what a plan needs is loaded, what it does not is let go, and what cannot be had costs no answer."""
 
 import asyncio
-import gc
+import threading
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from serve.engines.compiler import compiled_beside
 from serve.errors import ArtifactError
 from serve.metrics import Metrics
+from serve.rollout import fleet as fleet_module
 from serve.rollout.fleet import Fleet
 from serve.rollout.plans import RolloutPlan
 
@@ -60,7 +63,15 @@ def answering(fleet: Fleet[Stage]) -> set[str | None]:
     return {fleet.lineup.of(str(unit))[0].version for unit in range(300)}
 
 
-async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(fleet: Fleet[Stage]) -> None:
+async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(
+    fleet: Fleet[Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_DRAIN_S", 0.05)
+    loops, freed = threading.get_ident(), list[str]()
+    monkeypatch.setattr(
+        Stage, "__del__", lambda _: freed.append("here" if threading.get_ident() == loops else "elsewhere"),
+        raising=False,
+    )  # fmt: skip
     assert answering(fleet) == {None}
     await apply(fleet, STEADY)
     assert answering(fleet) == {A}
@@ -77,8 +88,10 @@ async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(flee
     await apply(fleet, tried.promoted(3))
     assert answering(fleet) == {B}
     assert fleet.lineup.champion is before, "it is not loaded again"
-    gc.collect()
+    assert old() is not None, "requests may still hold it"
+    await asyncio.sleep(0.1)
     assert old() is None, "its memory is free"
+    assert freed == ["elsewhere"], "not by the event loop"
 
 
 async def test_a_roll_back_does_not_wait_for_anything(fleet: Fleet[Stage], models: Path) -> None:
@@ -163,3 +176,42 @@ async def test_many_changes_at_once_end_at_the_last(fleet: Fleet[Stage]) -> None
     await fleet.settled()
     assert answering(fleet) == {C}
     assert fleet.lineup.plan is plans[-1]
+
+
+async def test_a_version_is_warmed_up_before_it_answers_beside_another(models: Path) -> None:
+    warmed: list[tuple[str | None, set[str | None]]] = []
+
+    async def warm_up(stage: Stage) -> None:
+        await asyncio.sleep(0.01)
+        warmed.append((stage.version, answering(fleet)))
+
+    fleet: Fleet[Stage] = Fleet("m", models, Stage(), make, Metrics(), warm_up)
+    await apply(fleet, STEADY)
+    assert not warmed, "there is nobody yet whom it could meet"
+    await apply(fleet, STEADY.begun(B, 0.5, 1))
+    assert warmed == [(B, {A})]
+    assert answering(fleet) == {A, B}
+    await fleet.close()
+
+
+async def test_graphs_are_compiled_beside_once_there_is_a_version_that_answers(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    class Compiled(Stage):
+        async def load(self, path: Path) -> str:
+            with pytest.raises(AttributeError) if fleet.lineup.champion.version else nullcontext():
+                assert compiled_beside(None) is None  # type: ignore[arg-type]  # no graph: only whether one is asked for
+            asked.append(fleet.lineup.champion.version is not None)
+            return await super().load(path)
+
+    async def another() -> Stage:
+        return Compiled()
+
+    fleet: Fleet[Stage] = Fleet("m", models, Compiled(), another, Metrics())
+    await apply(fleet, STEADY)
+    await apply(fleet, STEADY.begun(B, 0.5, 1))
+    assert asked == [False, True]
+    assert answering(fleet) == {A, B}
+    await fleet.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 from features.profiles import ProfileFeatures
 from serve.clock import now_ms
+from serve.rollout import recommender
 from serve.rollout.assignment import assign
 from serve.rollout.fleet import LOADING_MS, Lineup
 from serve.rollout.plans import RolloutPlan
-from serve.rollout.recommender import CHALLENGER_S, FleetRanker
+from serve.rollout.recommender import CHALLENGER_S, FleetRanker, acquaint
 from serve.schemas import MODEL_FAILED, Answer, HomeQuery
 
 A, B = "a" * 12, "b" * 12
@@ -106,3 +108,54 @@ def test_who_should_answer_is_known_before() -> None:
     assert (known.version, known.salt, known.missed) == (B, PLAN.salt, False)
     steady: Any = SimpleNamespace(lineup=Lineup(RolloutPlan(model="recommend", champion=A), Pages(A)))  # type: ignore[type-var]
     assert FleetRanker(steady).assigned(NAME) is None
+
+
+class Profiles:
+    """Features of profiles; those in `down` are not to be had."""
+
+    def __init__(self, down: Collection[str] = ()) -> None:
+        self.down = down
+        self.read_ids: list[str] = []
+
+    async def read(self, profile_id: str) -> ProfileFeatures:
+        self.read_ids.append(profile_id)
+        return ProfileFeatures(profile_id, degraded=("features_timeout",) if profile_id in self.down else ())
+
+
+class Prepares:
+    """Notes whom it prepares for, and takes its time."""
+
+    def __init__(self, takes_s: float = 0.0) -> None:
+        self.known: list[str] = []
+        self.takes_s = takes_s
+
+    def prepare(self, profile: ProfileFeatures) -> None:
+        time.sleep(self.takes_s)
+        self.known.append(profile.profile_id)
+
+
+IDS = [str(number) for number in range(30)]
+
+
+async def test_a_version_meets_viewers_before_it_answers_the_last_seen_first() -> None:
+    ranker: Any = Prepares()
+    assert await acquaint(ranker, IDS, Profiles(down={"3"})) == 29
+    assert ranker.known == [name for name in IDS if name != "3"]
+
+
+async def test_where_the_store_fails_it_does_not_go_on() -> None:
+    ranker: Any = Prepares()
+    profiles = Profiles(down=IDS)
+    assert await acquaint(ranker, IDS, profiles) == 0
+    assert len(profiles.read_ids) < len(IDS)
+
+
+@pytest.mark.timed
+async def test_it_takes_half_of_the_time_and_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker: Any = Prepares(0.01)
+    began_s = time.monotonic()
+    await acquaint(ranker, IDS, Profiles())
+    assert time.monotonic() - began_s >= 2 * 30 * 0.01
+    monkeypatch.setattr(recommender, "ACQUAINT_S", 0.1)
+    ranker.known.clear()
+    assert 0 < await acquaint(ranker, IDS, Profiles()) < 30

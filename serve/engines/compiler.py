@@ -1,0 +1,230 @@
+"""OpenVINO's compiler: in this process, or in one of its own that yields to those that answer.
+
+Compiling takes several times as long as reading what was compiled. So while a version answers, the next one's graphs
+are compiled by a process of lower priority, and this one only reads the result. A thread of lower priority would not
+do: what it does under the interpreter's lock keeps everything else waiting for it on a busy machine.
+
+As a script this module is that process. It imports nothing of ours, which each start would pay for.
+"""
+
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import ModuleType
+from typing import IO, Any, Final
+
+NICENESS_VARIABLE: Final = "PLAYHEAD_LOAD_NICENESS"
+NICENESS: Final = 10
+"""Of the process that compiles: beside those that answer it gets a tenth of a core, and all of an idle one."""
+
+DEADLINE_S: Final = 120.0
+"""For one graph; the process is ended then."""
+
+_MAX_HEADER_BYTES: Final = 1 << 20
+
+
+@functools.cache
+def openvino() -> Any:
+    """OpenVINO's Python module, imported on first use and with its usage reports over the network off."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", _absent())
+    return importlib.import_module("openvino")
+
+
+def _absent() -> ModuleType:
+    """What makes `import` say that a module is not installed; OpenVINO then takes its own stub."""
+    return None  # type: ignore[return-value]
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's Core of this process."""
+    return openvino().Core()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph to compile.
+
+    Attributes:
+        xml: OpenVINO IR.
+        weights: that belong to it.
+        shapes: input name -> shape, -1 for a dynamic size, of all inputs; None: as the IR has them.
+        options: properties of the CPU's plugin.
+    """
+
+    xml: bytes
+    weights: bytes
+    shapes: Mapping[str, Sequence[int]] | None
+    options: Mapping[str, str | int | bool]
+
+    def compiled(self) -> Any:
+        """Compile it here.
+
+        Raises:
+            RuntimeError: OpenVINO does not.
+        """
+        numpy = importlib.import_module("numpy")
+        weights = numpy.frombuffer(self.weights or b"\0", dtype=numpy.uint8)
+        model = core().read_model(self.xml, openvino().Tensor(weights.copy()))
+        if self.shapes is not None:
+            model.reshape({name: list(shape) for name, shape in self.shapes.items()})
+        return core().compile_model(model, "CPU", dict(self.options))
+
+
+def exported(compiled: Any) -> bytes:
+    """What a graph was compiled to, for `imported` on the same machine."""
+    content: bytes = compiled.export_model().getvalue()
+    return content
+
+
+def imported(content: bytes, options: Mapping[str, str | int | bool]) -> Any:
+    """A compiled graph from what `exported` gave, with the options that it was compiled with.
+
+    Raises:
+        RuntimeError: it is none, or another machine's.
+    """
+    return core().import_model(content, "CPU", dict(options))
+
+
+class Compiler:
+    """A process that compiles, started with the first graph. One thread at a time may use it.
+
+    Args:
+        niceness: what is added to this process's own.
+        deadline_s: for one graph.
+    """
+
+    def __init__(self, niceness: int, deadline_s: float = DEADLINE_S) -> None:
+        self._niceness = niceness
+        self._deadline_s = deadline_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def compile(self, graph: Graph) -> bytes:
+        """What the graph was compiled to, for `imported`.
+
+        Raises:
+            RuntimeError: OpenVINO does not compile it, or the process ended or took too long over it.
+        """
+        process = self._process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._deadline_s, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            _send(process.stdin, {"shapes": graph.shapes, "options": graph.options}, graph.xml, graph.weights)
+            told, (content,) = _received(process.stdout.readline(_MAX_HEADER_BYTES), process.stdout)
+        except (OSError, ValueError) as error:
+            self.close()
+            why = f"took more than {self._deadline_s:g} s" if late.is_set() else f"ended with {process.returncode}"
+            raise RuntimeError(f"the process that compiles {why}") from error
+        finally:
+            timer.cancel()
+        if told["error"]:
+            raise RuntimeError(told["error"])
+        return content
+
+    def close(self) -> None:
+        """End the process."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        importlib.import_module("serve.priority").give_way(self._niceness, process.pid)
+        return process
+
+
+_compiler: ContextVar[Compiler | None] = ContextVar("compiler", default=None)
+
+
+@contextmanager
+def compiling_beside() -> Iterator[None]:
+    """Graphs that are compiled in the block, or in threads that have its context, are compiled by another process."""
+    compiler = Compiler(_niceness())
+    token = _compiler.set(compiler)
+    try:
+        yield
+    finally:
+        _compiler.reset(token)
+        compiler.close()
+
+
+def compiled_beside(graph: Graph) -> bytes | None:
+    """What another process compiled the graph to; None outside `compiling_beside`: compile it here.
+
+    Raises:
+        RuntimeError: see Compiler.compile.
+    """
+    compiler = _compiler.get()
+    return None if compiler is None else compiler.compile(graph)
+
+
+def _niceness() -> int:
+    """As the environment says; what is no number there is left out."""
+    with suppress(ValueError):
+        return max(0, int(os.environ.get(NICENESS_VARIABLE, NICENESS)))
+    return NICENESS
+
+
+def _send(pipe: IO[bytes], told: Mapping[str, Any], *parts: bytes) -> None:
+    """Write a line of JSON with the sizes of what follows it, and that."""
+    pipe.write(json.dumps({**told, "sizes": [len(part) for part in parts]}).encode() + b"\n")
+    for part in parts:
+        pipe.write(part)
+    pipe.flush()
+
+
+def _received(line: bytes, pipe: IO[bytes]) -> tuple[dict[str, Any], list[bytes]]:
+    """What `_send` wrote, of which the line was read.
+
+    Raises:
+        ValueError: it ends before.
+    """
+    told = json.loads(line)
+    parts = [pipe.read(size) for size in told["sizes"]]
+    if [len(part) for part in parts] != told["sizes"]:
+        raise ValueError("it ends before")
+    return told, parts
+
+
+def main() -> None:
+    """Compile what comes on standard input, until it ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints
+    while line := sys.stdin.buffer.readline(_MAX_HEADER_BYTES):
+        told, (xml, weights) = _received(line, sys.stdin.buffer)
+        error, content = "", b""
+        try:
+            graph = Graph(xml=xml, weights=weights, shapes=told["shapes"], options=told["options"])
+            content = exported(graph.compiled())
+        except Exception as raised:  # noqa: BLE001 - whatever it is, who asked is told
+            error = str(raised) or type(raised).__name__
+        _send(answers, {"error": error}, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Giving way: work that is not urgent takes the processor time that answers leave."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def give_way(niceness: int, process: int = 0) -> None:
+    """Lower the priority of a process that has one thread, and that of its session where it leads one.
+
+    Linux shares processors among sessions first where autogroups are on, as they are by default: niceness counts within
+    a session alone, and a session has a niceness of its own (sched(7)).
+
+    Args:
+        niceness: what is added; 0 changes nothing.
+        process: its id; 0: this one.
+    """
+    if niceness <= 0:
+        return
+    number = process or os.getpid()
+    with suppress(OSError):
+        niceness = min(os.getpriority(os.PRIO_PROCESS, process) + niceness, 19)
+        os.setpriority(os.PRIO_PROCESS, process, niceness)
+        if os.getsid(process) == number:
+            Path(f"/proc/{number}/autogroup").write_text(str(niceness), encoding="ascii")

@@ -1,0 +1,122 @@
+"""Graphs that another process compiles: the same engines, its end costs an error, and it gives way."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from serve.artifacts import Artifact, Manifest
+from serve.engines import compiler, load_engine
+from serve.engines.compiler import NICENESS, NICENESS_VARIABLE, Compiler, Graph, compiling_beside, imported
+from serve.errors import ArtifactError
+from tests.contracts.small_model import example, resealed_artifact, small_artifact
+
+
+def graph(artifact: Artifact, name: str = "encoder", **fields: object) -> Graph:
+    given = {
+        "xml": artifact.read_bytes(f"openvino/{name}.xml"),
+        "weights": artifact.read_bytes(f"openvino/{name}.bin"),
+        "shapes": None,
+        "options": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1},
+    }
+    return Graph(**given | fields)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def beside() -> Iterator[Compiler]:
+    one = Compiler(NICENESS)
+    yield one
+    one.close()
+
+
+def children() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children() if Path(compiler.__file__).name in " ".join(one.cmdline())]
+
+
+@pytest.mark.parametrize("name", ["encoder", "ranker", "titles"])
+def test_an_engine_that_was_compiled_beside_answers_alike(name: str) -> None:
+    artifact = small_artifact()
+    inputs = example(name, batch=2, time=7)
+    here = load_engine(artifact, name, "cpu")
+    with compiling_beside():
+        there = load_engine(artifact, name, "cpu")
+        assert len(children()) == 1
+    assert not children(), "it ends with the block"
+    for answer in (there(inputs), there.sibling()(inputs)):
+        for output, expected in here(inputs).items():
+            np.testing.assert_array_equal(answer[output], expected)
+
+
+def test_sizes_that_are_fixed_are_fixed_beside_too() -> None:
+    artifact = small_artifact()
+    sizes = {"B": 1, "T": 7}
+    with compiling_beside():
+        there = load_engine(artifact, "encoder", "cpu", sizes=sizes)
+    inputs = example("encoder", batch=1, time=7)
+    expected = load_engine(artifact, "encoder", "cpu", sizes=sizes)(inputs)["state"]
+    np.testing.assert_array_equal(there(inputs)["state"], expected)
+    assert there.spec.limits["T"] == (7, 7)
+
+
+def test_what_openvino_cannot_read_is_refused_and_the_next_is_compiled(tmp_path: Path) -> None:
+    def garble(path: Path, manifest: Manifest) -> Manifest:
+        (path / "openvino" / "encoder.xml").write_text("<net>")
+        return manifest
+
+    artifact = resealed_artifact(small_artifact(), tmp_path, garble)
+    with compiling_beside():
+        with pytest.raises(ArtifactError, match=r"files\.openvino/encoder\.xml"):
+            load_engine(artifact, "encoder", "cpu")
+        (process,) = children()
+        load_engine(artifact, "ranker", "cpu")
+        assert children() == [process]
+
+
+def test_a_process_that_is_killed_is_an_error_and_another_one_takes_over(beside: Compiler) -> None:
+    one = graph(small_artifact())
+    first = beside.compile(one)
+    (process,) = children()
+    process.send_signal(signal.SIGKILL)
+    psutil.wait_procs([process])
+    with pytest.raises(RuntimeError, match="the process that compiles ended with -9"):
+        beside.compile(one)
+    assert imported(beside.compile(one), one.options).outputs
+    assert imported(first, one.options).outputs
+
+
+def test_one_that_takes_too_long_is_ended() -> None:
+    slow = Compiler(0, deadline_s=0.001)
+    with pytest.raises(RuntimeError, match=r"took more than 0\.001 s"):
+        slow.compile(graph(small_artifact()))
+    assert not children()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="sessions have priorities on Linux alone")
+@pytest.mark.parametrize(("given", "added"), [("0", 0), ("3", 3), ("much", NICENESS), ("-5", 0)])
+def test_it_gives_way(monkeypatch: pytest.MonkeyPatch, given: str, added: int) -> None:
+    monkeypatch.setenv(NICENESS_VARIABLE, given)
+    own = psutil.Process().nice()
+    with compiling_beside():
+        load_engine(small_artifact(), "ranker", "cpu")
+        (process,) = children()
+        assert process.nice() == min(own + added, 19)
+        assert os.getsid(process.pid) == process.pid, "it would lower its parent's session else"
+        autogroup = Path(f"/proc/{process.pid}/autogroup")
+        if added and autogroup.exists():
+            assert autogroup.read_text().split()[-1] == str(min(own + added, 19))
+    assert psutil.Process().nice() == own
+
+
+def test_it_starts_with_little() -> None:
+    script = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*sorted(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-P", "-c", script, compiler.__file__], capture_output=True, text=True, timeout=60, check=True
+    )
+    heavy = {"numpy", "openvino", "pyarrow", "pydantic", "serve.engines", "serve.artifacts"}
+    assert not heavy & set(answer.stdout.split())
