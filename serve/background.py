@@ -9,7 +9,7 @@ from typing import Final
 
 from serve.logs import get
 
-COLLECT_S: Final = 600.0
+COLLECT_S: Final = 120.0
 """Seconds between full garbage collections of a process that answers."""
 
 SWITCH_S: Final = 0.0005

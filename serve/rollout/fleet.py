@@ -30,6 +30,9 @@ _ERROR_LENGTH: Final = 500
 _DRAIN_S: Final = 2.0
 """A version that is gone is kept for so long: requests that it was to answer may still hold it."""
 
+_LOOK_S: Final = 0.2
+"""Between looks whether what is being warmed up is still needed."""
+
 _RETRY_S: Final = 30.0
 """A refused version is tried again after so many seconds."""
 
@@ -186,7 +189,7 @@ class Fleet(Generic[S]):
                 with compiling_beside() if answers else nullcontext():
                     await stage.load(path)
                 if answers and self._warm_up is not None:
-                    await self._warm_up(stage)
+                    await self._warmed_up(version, self._warm_up(stage))
             except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
                 self._refuse(version, error)
             else:
@@ -194,6 +197,18 @@ class Fleet(Generic[S]):
                 self._loaded[version] = stage
                 self._loaded_ts[version] = now_ms()
             self._arrange(self.lineup.plan)
+
+    async def _warmed_up(self, version: str, warming: Awaitable[object]) -> None:
+        """Until a version is warmed up, or the plan does not need it any more: another may wait to be loaded."""
+        task = asyncio.ensure_future(warming)
+        try:
+            while not task.done() and version in self._wanted():
+                await asyncio.wait([task], timeout=_LOOK_S)
+        finally:
+            task.cancel()
+            (ended,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(ended, Exception):  # it answers all the same, only slower at first
+            self._log.error("not warmed up", extra={"version": version, "error": str(ended)[:_ERROR_LENGTH]})
 
     def _refuse(self, version: str, error: Exception) -> None:
         detail, still = str(error)[:_ERROR_LENGTH], self.lineup.champion.version

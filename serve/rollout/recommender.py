@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Final, Protocol
@@ -81,7 +82,8 @@ def _prepare(ranker: Ranker, profiles: Sequence[ProfileFeatures]) -> float:
     """Prepare for profiles; how many seconds that took."""
     began_s = time.perf_counter()
     for profile in profiles:
-        ranker.prepare(profile)
+        with suppress(Exception):  # the page that fails for this history will tell, and costs no other
+            ranker.prepare(profile)
     return time.perf_counter() - began_s
 
 

@@ -83,7 +83,7 @@ def test_a_process_that_is_killed_is_an_error_and_another_one_takes_over(beside:
     first = beside.compile(one)
     (process,) = children()
     process.send_signal(signal.SIGKILL)
-    psutil.wait_procs([process])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(RuntimeError, match="the process that compiles ended with -9"):
         beside.compile(one)
     assert imported(beside.compile(one), one.options).outputs

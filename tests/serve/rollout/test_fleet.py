@@ -67,11 +67,13 @@ async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(
     fleet: Fleet[Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet_module, "_DRAIN_S", 0.05)
-    loops, freed = threading.get_ident(), list[str]()
-    monkeypatch.setattr(
-        Stage, "__del__", lambda _: freed.append("here" if threading.get_ident() == loops else "elsewhere"),
-        raising=False,
-    )  # fmt: skip
+    loop, freed = threading.get_ident(), list[tuple[str, bool]]()
+
+    def gone(stage: Stage) -> None:
+        if stage.version is not None:  # the one to begin with has no engines
+            freed.append((stage.version, threading.get_ident() == loop))
+
+    monkeypatch.setattr(Stage, "__del__", gone, raising=False)
     assert answering(fleet) == {None}
     await apply(fleet, STEADY)
     assert answering(fleet) == {A}
@@ -91,7 +93,7 @@ async def test_versions_answer_side_by_side_and_go_when_they_are_not_needed(
     assert old() is not None, "requests may still hold it"
     await asyncio.sleep(0.1)
     assert old() is None, "its memory is free"
-    assert freed == ["elsewhere"], "not by the event loop"
+    assert freed == [(A, False)], "not by the event loop"
 
 
 async def test_a_roll_back_does_not_wait_for_anything(fleet: Fleet[Stage], models: Path) -> None:
@@ -191,6 +193,21 @@ async def test_a_version_is_warmed_up_before_it_answers_beside_another(models: P
     await apply(fleet, STEADY.begun(B, 0.5, 1))
     assert warmed == [(B, {A})]
     assert answering(fleet) == {A, B}
+    await fleet.close()
+
+
+async def test_what_the_plan_does_not_need_any_more_is_not_warmed_up_to_the_end(models: Path) -> None:
+    async def warm_up(stage: Stage) -> None:
+        await asyncio.sleep(60.0 if stage.version == B else 0.0)
+
+    fleet: Fleet[Stage] = Fleet("m", models, Stage(), make, Metrics(), warm_up)
+    await apply(fleet, STEADY)
+    fleet.follow(STEADY.begun(B, 0.5, 1))
+    await asyncio.sleep(0.05)
+    assert answering(fleet) == {A}
+    async with asyncio.timeout(5.0):
+        await apply(fleet, STEADY.begun(C, 0.5, 2))
+    assert answering(fleet) == {A, C}
     await fleet.close()
 
 
