@@ -183,7 +183,7 @@ class Swaps:
                 next_s = time.monotonic() + self._every_s
                 self._swap(self._versions[turn % len(self._versions)])
                 turn += 1
-                time.sleep(max(0.0, next_s - time.monotonic()))
+                time.sleep(max(0.0, min(next_s, self._until_s) - time.monotonic()))
         except ExplainedError as error:
             self.trouble = str(error)
 
@@ -290,7 +290,7 @@ def run(
         console.print(f"peak {peak:.0f} pages a second, {most:.0f} in a closed loop; asking for {rate:.0f}")
         before = Load.of(asked(_ASKED_S, 1, rate))
         done = Swaps(up.state.url, token, (second.name, first.name), gateway_pid(up.state), every_s)
-        seconds = (swaps + 1) * _SWAP_S
+        seconds = (swaps + 1) * max(every_s, _SWAP_S)
         with done.going_on(seconds):
             during = Load.of(asked(seconds, 2, rate), before.p99_ms)
     if done.trouble or not done.seconds:
@@ -312,7 +312,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 0 if all swaps were made, no request failed and the p99 was at most BAR times that without."""
     parser = argparse.ArgumentParser(description="Swaps of a model under load.")
     parser.add_argument("--data", default="ml-100k", help="name of the data set")
-    parser.add_argument("--swaps", type=int, default=50, help=f"as many at least; the run takes {_SWAP_S:g} s for each")
+    parser.add_argument(
+        "--swaps", type=int, default=50, help=f"as many at least; the run takes {_SWAP_S:g} s for each, or --every"
+    )
     parser.add_argument("--every", type=float, default=_SWAP_S, metavar="SECONDS",
                         help="from the start of a swap to that of the next; 0: without a rest")  # fmt: skip
     parser.add_argument("--share", type=float, default=0.7, help="of the peak rate")

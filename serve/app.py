@@ -68,6 +68,8 @@ from serve.vitals import LOOK_S, Vitals, VitalsWriter
 
 _FLUSH_S: Final = 1.0
 _STATES_S: Final = 2.0
+_ACQUAINTANCES: Final = 8
+"""Profiles that are kept by what a new version reads them with: each is read once."""
 
 
 def build(arguments: Arguments) -> ray_serve.Application:
@@ -127,7 +129,8 @@ async def open_gateway(
         TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics),
         AskedWriter(settings.redis_url, metrics),
     )  # fmt: skip
-    ranking = await serve_recommend(arguments, live, reader, metrics, vitals)
+    acquaintances = OnlineFeatures(settings, remembered=_ACQUAINTANCES)
+    ranking = await serve_recommend(arguments, live, acquaintances, metrics, vitals)
     policies, estimates, detectors = (
         serve_bitrate(arguments, metrics), serve_quality(arguments, metrics), serve_detectors(arguments, metrics)
     )  # fmt: skip
@@ -155,7 +158,7 @@ async def open_gateway(
         lambda: every(COMPARED_S, quality.compared.flush), lambda: every(POLL_S, detectors.stage.look),
     ]  # fmt: skip
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
-    closed: list[Closable] = [live, reader, writer, lookups, telemetry, exposures, asked]
+    closed: list[Closable] = [live, reader, acquaintances, writer, lookups, telemetry, exposures, asked]
     closed += [told_outages, told_health, detectors.stage, vitals_writer, quality.compared]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
@@ -248,7 +251,7 @@ class RankerReplica:
         self._metrics = Metrics()
         self._live = _live_ranker(arguments, self._metrics)
         await self._live.start()
-        self._profiles = OnlineFeatures(arguments.settings())
+        self._profiles = OnlineFeatures(arguments.settings(), remembered=_ACQUAINTANCES)
         self._served = await serve_recommend(arguments, self._live, self._profiles, self._metrics, None)
         await self._served.follower.start()
         self._background = asyncio.create_task(self._run())

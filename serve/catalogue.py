@@ -121,7 +121,7 @@ class Catalogue:
             listed=self.listed[source],
             for_kids=self.for_kids[source],
             added_ts=self.added_ts[source],
-            members=self.members[:, source],
+            members=np.take(self.members, source, axis=1),  # a genre's row stays in one piece
             _everywhere=self._everywhere[source],
             _regional={region: mask[source] for region, mask in self._regional.items()},
         )

@@ -7,6 +7,7 @@ answer is the business of serve.rollout.
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -134,13 +135,19 @@ class LiveRanker:
             return
         now = time.time()
         async with self._changing:
-            for ranker in list(self._rankers):
+            for ranker in self._all():
                 await ranker.note(dict(stats), int(now * 1000))
         self._metrics.refreshed("title_stats", now)
 
     async def close(self) -> None:
         """Close the connection to the store."""
         await asyncio.gather(self._statistics.close(), self._added.close())
+
+    def _all(self) -> list[Ranker]:
+        """All rankers that there are; one may go at any moment, in another thread."""
+        while True:
+            with suppress(RuntimeError):  # it went just as the set was read
+                return list(self._rankers)
 
     async def _look_at_added(self) -> bool:
         """Read the titles beside the catalogue's if they changed; those read before stay where the store fails."""
@@ -159,7 +166,9 @@ class LiveRanker:
         titles = (*self._own, *self._beside)  # of titles with one id the last counts
         async with self._changing:
             await self.ranker.show(titles)
-            for ranker in self._rankers - {self.ranker}:
+            for ranker in self._all():
+                if ranker is self.ranker:
+                    continue
                 try:
                     await ranker.show_as(self.ranker)
                 except PlayheadError as error:  # its model does not take them: it goes on with those before
@@ -169,7 +178,7 @@ class LiveRanker:
         self._metrics.refreshed("catalogue", time.time())
 
     async def _count_memory(self) -> None:
-        for ranker in list(self._rankers):
+        for ranker in self._all():
             memory = ranker.memory
             if memory is not None:
                 hits, misses = self._counted.get(memory, (0, 0))

@@ -4,7 +4,7 @@ Belongs to one event loop.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,6 +88,12 @@ class Memory:
     def recent(self) -> list[str]:
         """Ids of the profiles that are remembered, the last seen first."""
         return [profile_id for profile_id in reversed(self._known) if profile_id != _ANYBODY]
+
+    def prefer(self, profile_ids: Sequence[str]) -> None:
+        """Forget these last; the last seen is first, as in `recent`."""
+        for profile_id in reversed(profile_ids):
+            if profile_id in self._known:
+                self._known.move_to_end(profile_id)
 
     def recall(self, profile_id: str) -> Acquaintance | None:
         """A viewer as last seen, however long ago; None if never, or forgotten."""

@@ -45,7 +45,8 @@ async def serve_recommend(
     Args:
         arguments: how the application runs.
         live: makes rankers of the catalogue, and keeps them current.
-        profiles: where a new version reads about those that it will answer.
+        profiles: where a new version reads about those that it will answer; not what requests read by, since it
+            remembers whom it read last.
         metrics: where versions, and what a shadow makes, are shown.
         vitals: told of a shadow's pages; None: they are counted elsewhere, or not at all.
     """
@@ -58,7 +59,10 @@ async def serve_recommend(
 
     async def acquainted(ranker: Ranker) -> None:
         memory = fleet.lineup.champion.memory
-        met = await acquaint(ranker, [] if memory is None else memory.recent(), profiles)
+        recent = [] if memory is None else memory.recent()
+        met = await acquaint(ranker, recent, profiles)
+        if ranker.memory is not None:
+            ranker.memory.prefer(recent)
         get("rollout").info("acquainted", extra={"model": arguments.model, "version": ranker.version, "viewers": met})
 
     fleet = Fleet(arguments.model, settings.models, await live.another(), live.another, metrics, acquainted)

@@ -1,8 +1,13 @@
 """Giving way: work that is not urgent takes the processor time that answers leave."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+_TRIES: Final = 5
+_RETRY_S: Final = 0.15
 
 
 def give_way(niceness: int, process: int = 0) -> None:
@@ -22,4 +27,15 @@ def give_way(niceness: int, process: int = 0) -> None:
         niceness = min(os.getpriority(os.PRIO_PROCESS, process) + niceness, 19)
         os.setpriority(os.PRIO_PROCESS, process, niceness)
         if os.getsid(process) == number:
-            Path(f"/proc/{number}/autogroup").write_text(str(niceness), encoding="ascii")
+            _lower_session(Path(f"/proc/{number}/autogroup"), niceness)
+
+
+def _lower_session(autogroup: Path, niceness: int) -> None:
+    """Without privileges, one session of the machine may be changed each tenth of a second, or EAGAIN."""
+    for _ in range(_TRIES):
+        try:
+            autogroup.write_text(str(niceness), encoding="ascii")
+        except BlockingIOError:
+            time.sleep(_RETRY_S)
+        else:
+            return

@@ -323,7 +323,7 @@ class Ranker:
     ) -> None:
         """Build what follows from the change in a thread, then make it live. Called under the lock."""
         model = model or self._model
-        plain = plain or self._plain
+        plain = self._plain if plain is None else plain  # an empty one counts
         if stats is None:
             stats, stats_ts = self._stats, self._stats_ts
         live = self._live

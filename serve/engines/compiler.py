@@ -4,7 +4,7 @@ Compiling takes several times as long as reading what was compiled. So while a v
 are compiled by a process of lower priority, and this one only reads the result. A thread of lower priority would not
 do: what it does under the interpreter's lock keeps everything else waiting for it on a busy machine.
 
-As a script this module is that process. It imports nothing of ours, which each start would pay for.
+As a script this module is that process. It imports next to nothing of ours, which each start would pay for.
 """
 
 import functools
@@ -14,12 +14,15 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
 from typing import IO, Any, Final
+
+from serve.priority import give_way
 
 NICENESS_VARIABLE: Final = "PLAYHEAD_LOAD_NICENESS"
 NICENESS: Final = 10
@@ -96,7 +99,7 @@ def imported(content: bytes, options: Mapping[str, str | int | bool]) -> Any:
 
 
 class Compiler:
-    """A process that compiles, started with the first graph. One thread at a time may use it.
+    """A process that compiles, started with the first graph. One thread at a time may compile; any may close it.
 
     Args:
         niceness: what is added to this process's own.
@@ -107,14 +110,20 @@ class Compiler:
         self._niceness = niceness
         self._deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()  # of the two above
 
     def compile(self, graph: Graph) -> bytes:
         """What the graph was compiled to, for `imported`.
 
         Raises:
-            RuntimeError: OpenVINO does not compile it, or the process ended or took too long over it.
+            RuntimeError: OpenVINO does not compile it, the process did not start, ended or took too long over it, or
+                this was closed.
         """
-        process = self._process = self._process or self._start()
+        try:
+            process = self._running()
+        except OSError as error:
+            raise RuntimeError(f"the process that compiles does not start: {error}") from error
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Event()
@@ -130,7 +139,7 @@ class Compiler:
             _send(process.stdin, {"shapes": graph.shapes, "options": graph.options}, graph.xml, graph.weights)
             told, (content,) = _received(process.stdout.readline(_MAX_HEADER_BYTES), process.stdout)
         except (OSError, ValueError) as error:
-            self.close()
+            self._end()
             why = f"took more than {self._deadline_s:g} s" if late.is_set() else f"ended with {process.returncode}"
             raise RuntimeError(f"the process that compiles {why}") from error
         finally:
@@ -140,8 +149,14 @@ class Compiler:
         return content
 
     def close(self) -> None:
-        """End the process."""
-        process, self._process = self._process, None
+        """End the process, for good; what is being compiled raises. May take a while where the machine is busy."""
+        with self._lock:
+            self._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.wait()
@@ -150,31 +165,34 @@ class Compiler:
                     with suppress(OSError):
                         pipe.close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-        )
-        importlib.import_module("serve.priority").give_way(self._niceness, process.pid)
-        return process
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._is_closed:
+                raise RuntimeError("loading was given up")
+            if self._process is None:
+                command = [sys.executable, "-P", __file__, str(os.getpid())]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                )
+                give_way(self._niceness, self._process.pid)
+            return self._process
 
 
 _compiler: ContextVar[Compiler | None] = ContextVar("compiler", default=None)
 
 
 @contextmanager
-def compiling_beside() -> Iterator[None]:
-    """Graphs that are compiled in the block, or in threads that have its context, are compiled by another process."""
-    compiler = Compiler(_niceness())
+def compiling_by(compiler: Compiler) -> Iterator[None]:
+    """Graphs that are compiled in the block, or in threads that have its context, are compiled by this process."""
     token = _compiler.set(compiler)
     try:
         yield
     finally:
         _compiler.reset(token)
-        compiler.close()
 
 
 def compiled_beside(graph: Graph) -> bytes | None:
-    """What another process compiled the graph to; None outside `compiling_beside`: compile it here.
+    """What another process compiled the graph to; None outside `compiling_by`: compile it here.
 
     Raises:
         RuntimeError: see Compiler.compile.
@@ -183,7 +201,7 @@ def compiled_beside(graph: Graph) -> bytes | None:
     return None if compiler is None else compiler.compile(graph)
 
 
-def _niceness() -> int:
+def load_niceness() -> int:
     """As the environment says; what is no number there is left out."""
     with suppress(ValueError):
         return max(0, int(os.environ.get(NICENESS_VARIABLE, NICENESS)))
@@ -211,8 +229,9 @@ def _received(line: bytes, pipe: IO[bytes]) -> tuple[dict[str, Any], list[bytes]
     return told, parts
 
 
-def main() -> None:
-    """Compile what comes on standard input, until it ends."""
+def main(parent: int) -> None:
+    """Compile what comes on standard input, until it ends or who asks is gone."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints
     while line := sys.stdin.buffer.readline(_MAX_HEADER_BYTES):
@@ -226,5 +245,11 @@ def main() -> None:
         _send(answers, {"error": error}, content)
 
 
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

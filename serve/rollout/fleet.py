@@ -2,20 +2,20 @@
 
 All that a request asks is one reference, the lineup, which is replaced as a whole: nothing waits for a change, and no
 request sees half of one. What is new is loaded and tried out beside the requests before; what is no longer needed goes
-when the last request that holds it is answered.
+a little later, when no request holds it.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
 from serve.artifacts import MANIFEST
 from serve.clock import now_ms
-from serve.engines.compiler import compiling_beside
+from serve.engines.compiler import Compiler, compiling_by, load_niceness
 from serve.errors import ArtifactError
 from serve.gateway.stages import ModelState
 from serve.logs import get
@@ -186,7 +186,7 @@ class Fleet(Generic[S]):
                 path = await asyncio.to_thread(_folder, self._models / self._model / version)
                 stage = await self._make()
                 answers = self.lineup.champion.version is not None
-                with compiling_beside() if answers else nullcontext():
+                async with _compiling_beside() if answers else nullcontext():
                     await stage.load(path)
                 if answers and self._warm_up is not None:
                     await self._warmed_up(version, self._warm_up(stage))
@@ -275,6 +275,17 @@ class Fleet(Generic[S]):
                 )
             )
         self.states = tuple(states) or self.states
+
+
+@asynccontextmanager
+async def _compiling_beside() -> AsyncIterator[None]:
+    """What is loaded in the block is compiled by a process of its own; its end is waited for off the event loop."""
+    compiler = Compiler(load_niceness())
+    try:
+        with compiling_by(compiler):
+            yield
+    finally:
+        await asyncio.shield(asyncio.to_thread(compiler.close))
 
 
 async def _let_go(stages: list[S]) -> None:

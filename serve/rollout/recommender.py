@@ -62,7 +62,7 @@ async def acquaint(ranker: Ranker, profile_ids: Sequence[str], profiles: ReadsPr
         profiles: where their features are read.
 
     Returns:
-        How many it knows now.
+        Of how many the features were read.
     """
     until_s = time.monotonic() + ACQUAINT_S
     met = 0

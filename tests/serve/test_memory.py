@@ -71,3 +71,13 @@ def test_unknown_profiles_push_nobody_out() -> None:
     for number in range(50):
         memory.meet(profile(f"stranger{number}", [], known=False), CATALOGUE)
     assert memory.recall("a") is not None
+
+
+def test_whom_it_met_ahead_is_forgotten_by_when_they_were_seen() -> None:
+    memory = Memory(3)
+    for name in ("last", "before", "first"):
+        memory.meet(profile(name, []), CATALOGUE)
+    memory.prefer(["last", "before", "first", "nobody"])
+    assert memory.recent() == ["last", "before", "first"]
+    memory.meet(profile("new", []), CATALOGUE)
+    assert memory.recent() == ["new", "last", "before"]

@@ -402,3 +402,10 @@ async def test_another_rankers_catalogue_is_shown_too(full: Ranker, ranker: Rank
     await full.show_as(other)
     assert full.n_titles == other.n_titles
     assert "new" in full.title_ids
+
+
+async def test_an_empty_catalogue_shows_nothing(ranker: Ranker, small_titles: list[Title]) -> None:
+    await ranker.show(small_titles)
+    await ranker.show([])
+    assert ranker.n_titles == 0
+    assert not on(await home(ranker, FAN))

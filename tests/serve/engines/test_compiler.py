@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,15 @@ import pytest
 
 from serve.artifacts import Artifact, Manifest
 from serve.engines import compiler, load_engine
-from serve.engines.compiler import NICENESS, NICENESS_VARIABLE, Compiler, Graph, compiling_beside, imported
+from serve.engines.compiler import (
+    NICENESS,
+    NICENESS_VARIABLE,
+    Compiler,
+    Graph,
+    compiling_by,
+    imported,
+    load_niceness,
+)
 from serve.errors import ArtifactError
 from tests.contracts.small_model import example, resealed_artifact, small_artifact
 
@@ -26,6 +36,12 @@ def graph(artifact: Artifact, name: str = "encoder", **fields: object) -> Graph:
         "options": {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1},
     }
     return Graph(**given | fields)  # type: ignore[arg-type]
+
+
+@contextmanager
+def compiling_beside() -> Iterator[None]:
+    with closing(Compiler(load_niceness())) as one, compiling_by(one):
+        yield
 
 
 @pytest.fixture
@@ -95,6 +111,33 @@ def test_one_that_takes_too_long_is_ended() -> None:
     with pytest.raises(RuntimeError, match=r"took more than 0\.001 s"):
         slow.compile(graph(small_artifact()))
     assert not children()
+
+
+def test_one_that_was_closed_starts_no_other(beside: Compiler) -> None:
+    beside.compile(graph(small_artifact()))
+    beside.close()
+    with pytest.raises(RuntimeError, match="given up"):
+        beside.compile(graph(small_artifact()))
+    assert not children()
+
+
+def test_it_does_not_outlive_who_asks() -> None:
+    script = (
+        "import os, subprocess\n"
+        "from serve.engines.compiler import Compiler\n"
+        "one = Compiler(0)\n"
+        "process = one._running()\n"
+        "print(process.pid, flush=True)\n"
+        "pipe = process.stdin.fileno()\n"  # held open, so that only the end of the parent tells
+        "subprocess.Popen(['sleep', '20'], stdout=subprocess.DEVNULL, pass_fds=[pipe])\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
+    compiling = int(answer.stdout.split()[0])
+    deadline_s = time.monotonic() + 15
+    while psutil.pid_exists(compiling) and psutil.Process(compiling).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="sessions have priorities on Linux alone")
