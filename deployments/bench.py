@@ -38,11 +38,15 @@ from features.settings import Settings
 from loadtests.bench import NAIVE, NOOP, PLAYHEAD, BenchReport, EngineAlone, RedisAlone, run_rounds
 from loadtests.bitrate import SINGLE, BitrateReport, PolicyAlone, run_bitrate_rounds
 from loadtests.scenario import Audience
+from serve.arguments import TOKEN_VARIABLE
 from serve.artifacts import read_champion
 
 STARTING_DEADLINE_S: Final = 240.0
 ENDING_DEADLINE_S: Final = 60.0
 REMOVAL_DEADLINE_S: Final = 10.0
+BENCH: Final = "bench"
+"""Folder in a home, of benchmarks' own home."""
+
 _PACKAGES: Final = ("ray", "feast", "torch", "openvino", "fastapi", "redis")
 _INGRESS_FLAGS: Final = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
 
@@ -108,12 +112,14 @@ def _wait_ready(name: str, process: "subprocess.Popen[bytes]", log: Path) -> Non
         if not line:
             break
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
-    raise StackError(field=name, got=lines[-1], expected="a peer that answers", next_step="Mend that first.")
+    raise StackError(
+        field=name, got=" / ".join(lines[-3:]), expected="a peer that answers", next_step="Mend that first."
+    )
 
 
 def bench_settings(settings: Settings) -> Settings:
     """Settings of a home folder inside the real one: its own store and state, the real data sets and models."""
-    home = settings.home / "bench"
+    home = settings.home / BENCH
     home.mkdir(parents=True, exist_ok=True)
     for shared in (settings.datasets, settings.models):
         shared.mkdir(parents=True, exist_ok=True)
@@ -153,6 +159,7 @@ def playhead(settings: Settings, *, data: str, console: Console) -> Iterator[tup
         ExplainedError: it could not be brought up; nothing of it is left running.
     """
     own = bench_settings(settings)
+    os.environ.pop(TOKEN_VARIABLE, None)  # what asks it brings none
     with ExitStack() as stack:
         reporter = TerminalReporter(console)
         stack.callback(reporter.close)

@@ -47,7 +47,7 @@ from loadtests.audience.incidents import Incident
 from loadtests.audience.sender import PATH
 from loadtests.audience.sessions import Audience
 from loadtests.closed import ClosedResult, measure
-from serve.arguments import Arguments
+from serve.arguments import TOKEN_VARIABLE, Arguments
 from serve.telemetry.log import FIELD, PARTITIONS, Said, reports_of, stream_key
 from serve.telemetry.reports import Report, read_lines
 from serve.telemetry.windows import WINDOW_MS, Window
@@ -236,7 +236,7 @@ def measure_http(url: str, redis_url: str, *, seconds: float, sent: Sequence[Bod
 
     load(1.0)
     with redis.Redis.from_url(redis_url, socket_timeout=10) as store:
-        before = _counted(store, live=live)
+        before = _settled(store, live=live)  # with what the load before had on its way when it ended
         result = load(seconds)
         kept = _settled(store, live=live) - before
     acknowledged = result.exchanges - sum(count for kind, count in result.errors.items() if kind.startswith("http_"))
@@ -305,6 +305,7 @@ def own_gateway(settings: Settings) -> Iterator[tuple[str, str]]:
                     [sys.executable, "-m", "deployments.bench_telemetry", "--serve", str(port), "--home", home,
                      "--store", url_of(store_port)],
                     stdout=stream, stderr=stream,
+                    env={name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE},
                 )  # fmt: skip
             _wait_ready(server, f"http://{LOOPBACK}:{port}", log)
             yield f"http://{LOOPBACK}:{port}", url_of(store_port)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from rich.markup import escape
 
-from deployments.service import ask
+from deployments.service import ask, curl
 
 _SHOWN_ITEMS: Final = 6
 _SETTLING_TRIES: Final = 20
@@ -36,7 +36,7 @@ def some_profile(dataset: Path) -> str | None:
 
 def request_of(url: str, profile_id: str) -> str:
     """The curl command that asks for a page."""
-    return f"curl '{url}{_path(profile_id)}'"
+    return curl(url + _path(profile_id))
 
 
 def fetch(url: str, profile_id: str) -> dict[str, Any]:

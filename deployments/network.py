@@ -1,6 +1,9 @@
 """Ports of this machine: which are free, who holds one, which are open to others, and who answers."""
 
+import errno
 import http.client
+import itertools
+import secrets
 import socket
 import urllib.error
 import urllib.request
@@ -11,6 +14,11 @@ from typing import Any, Final
 import psutil
 
 LOOPBACK: Final = "127.0.0.1"
+CHOSEN_FROM: Final = range(20_000, 30_000)
+"""Above Ray's workers (to 19,999), below Serve's replicas (from 30,000) and below what Linux (from 32,768) and macOS
+(from 49,152) give by themselves to connections and to whoever binds port 0."""
+
+_walk: Final = itertools.count(secrets.randbelow(len(CHOSEN_FROM)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,34 +45,41 @@ class Listener:
 
 def is_free(port: int) -> bool:
     """Whether 127.0.0.1:port can be bound now."""
+    return _can_bind(port) and not any(listener.port == port for listener in listeners())
+
+
+def free_ports(count: int, *, preferred: Iterable[int] = ()) -> list[int]:
+    """Ports that nothing listens on: the preferred ones that are free, then some of `CHOSEN_FROM`.
+
+    What listens only a minute later (HAProxy starts after Ray) finds its port free still: the system gives none of that
+    range to anybody by itself, and of our processes each walks through it from a place of its own.
+
+    Args:
+        count: how many.
+        preferred: tried first, in order.
+
+    Raises:
+        OSError: fewer are free.
+    """
+    found = [port for port in preferred if is_free(port)][:count]
+    taken = {listener.port for listener in listeners()}  # once: it looks at every process of the machine
+    for _ in CHOSEN_FROM:
+        if len(found) >= count:
+            return found
+        port = CHOSEN_FROM[next(_walk) % len(CHOSEN_FROM)]
+        if port not in found and port not in taken and _can_bind(port):
+            found.append(port)
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} free ports from {CHOSEN_FROM[0]} to {CHOSEN_FROM[-1]}")
+
+
+def _can_bind(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
             return False
-    return not any(listener.port == port for listener in listeners())
-
-
-def free_ports(count: int, *, preferred: Iterable[int] = ()) -> list[int]:
-    """Ports that nothing listens on: the preferred ones that are free, then any.
-
-    Args:
-        count: how many.
-        preferred: tried first, in order.
-    """
-    found = [port for port in preferred if is_free(port)][:count]
-    held = []
-    try:
-        while len(found) < count:
-            probe = socket.socket()
-            held.append(probe)  # kept open, so that the system does not name one port twice
-            probe.bind((LOOPBACK, 0))
-            found.append(int(probe.getsockname()[1]))
-    finally:
-        for probe in held:
-            probe.close()
-    return found
+    return True
 
 
 def listeners(pids: Iterable[int] | None = None) -> list[Listener]:

@@ -1,11 +1,10 @@
 """A bitrate decision in the terminal: asked of the running service over HTTP, shown as one line."""
 
-import json
 from typing import Any, Final
 
 from rich.markup import escape
 
-from deployments.service import ask
+from deployments.service import ask, curl
 
 SESSION: Final = {
     "segment_s": 4, "buffer_s": 12, "last_rung": 1, "throughput_kbps": [2310, 1985, 2640],
@@ -30,7 +29,7 @@ def fetch(url: str) -> dict[str, Any]:
 
 def request_of(url: str) -> str:
     """The curl command that asks the same."""
-    return f"curl '{url}{_PATH}' -d '{json.dumps(SESSION)}'"
+    return curl(url + _PATH, SESSION)
 
 
 def decision_line(decision: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Versions of models, wherever they are told of: the models' folder, the registry, the service that runs."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -9,7 +8,6 @@ from deployments.inventory import ModelVersion, model_versions
 from deployments.service import ask
 from deployments.state import RunFolder, StackState
 from features.settings import Settings
-from serve.arguments import TOKEN_VARIABLE
 from serve.errors import NotFound, PlayheadError
 from training.registry import ALIASES, LINEAGE_TAG, METRICS_TAG, Registered, Registry
 from training.tracking import flat
@@ -110,7 +108,7 @@ def look_over(settings: Settings, url: str = "") -> Overview:
     service, answering = _service(settings, url), ""
     if service:
         try:
-            for told in ask(service, "/v1/models", headers=_headers(), timeout_s=SERVICE_S)["models"]:
+            for told in ask(service, "/v1/models", timeout_s=SERVICE_S)["models"]:
                 if told["version"]:
                     key = told["name"], told["version"]
                     found[key] = _of_service(told, found.get(key))
@@ -127,11 +125,6 @@ def _service(settings: Settings, url: str) -> str:
         return url.rstrip("/")
     state = StackState.read(RunFolder(settings.home))
     return state.url if state is not None else ""
-
-
-def _headers() -> dict[str, str]:
-    token = os.environ.get(TOKEN_VARIABLE)
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _of_folder(entry: ModelVersion) -> Version:
@@ -220,12 +213,7 @@ def find(versions: Sequence[Version], model: str | None, named: str) -> Version:
     Raises:
         NotFound: none is, or more than one.
     """
-    meant = [
-        entry
-        for entry in versions
-        if model in {None, entry.name}
-        and (entry.role == named or (len(named) >= _FEW and entry.version.startswith(named)))
-    ]
+    meant = _meant(versions, model, named)
     if len(meant) == 1:
         return meant[0]
     raise NotFound(
@@ -234,3 +222,27 @@ def find(versions: Sequence[Version], model: str | None, named: str) -> Version:
         expected="a role, or the beginning of one version's hash",
         next_step="`playhead models` lists them; name the model where several have that role.",
     )
+
+
+def find_two(versions: Sequence[Version], model: str | None, first: str, second: str) -> tuple[Version, Version]:
+    """Two versions, as `find` finds each; without a model, of the one model that has both, where one alone does.
+
+    Raises:
+        NotFound: see `find`.
+    """
+    rarest_first = sorted((first, second), key=lambda named: len(_meant(versions, model, named)))
+    models = {entry.name for entry in _meant(versions, model, rarest_first[0])}
+    both = [name for name in models if all(len(_meant(versions, name, named)) == 1 for named in rarest_first)]
+    if len(both) == 1:
+        model = both[0]
+    found = {named: find(versions, model, named) for named in rarest_first}
+    return found[first], found[second]
+
+
+def _meant(versions: Sequence[Version], model: str | None, named: str) -> list[Version]:
+    return [
+        entry
+        for entry in versions
+        if model in {None, entry.name}
+        and (entry.role == named or (len(named) >= _FEW and entry.version.startswith(named)))
+    ]

@@ -1,14 +1,41 @@
 """Questions to the running service over HTTP, with its refusals in its own words."""
 
 import json
+import os
 import urllib.error
 from collections.abc import Mapping
 from typing import Any, Final
 
 from deployments.network import open_url
+from deployments.state import service_url
+from features.settings import Settings
+from serve.arguments import TOKEN_VARIABLE
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 
 _TIMEOUT_S: Final = 10.0
+
+
+def token_header() -> dict[str, str]:
+    """What every request brings where the environment has the service's token."""
+    token = os.environ.get(TOKEN_VARIABLE)
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def curl(url: str, body: object = None) -> str:
+    """The command that asks the same in a shell; the token stays the shell's variable.
+
+    Args:
+        url: what to ask for.
+        body: posted as JSON; None: nothing is posted.
+    """
+    token = f' -H "Authorization: Bearer ${TOKEN_VARIABLE}"' if token_header() else ""
+    posted = "" if body is None else f" -d '{json.dumps(body)}'"
+    return f"curl '{url}'{token}{posted}"
+
+
+def ask_named(url: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Ask the service that a person named, else the one that is up on this machine; like `ask`."""
+    return ask(url or service_url(Settings.from_env().home), path, body, headers)
 
 
 def ask(
@@ -19,7 +46,7 @@ def ask(
     *,
     timeout_s: float = _TIMEOUT_S,
 ) -> dict[str, Any]:
-    """Ask for something.
+    """Ask for something, with the service's token if the environment has it.
 
     Args:
         url: the service.
@@ -34,7 +61,7 @@ def ask(
     """
     posted = None if body is None else json.dumps(body).encode()
     try:
-        with open_url(url + path, timeout_s, posted, headers) as answer:
+        with open_url(url + path, timeout_s, posted, {**token_header(), **(headers or {})}) as answer:
             found: dict[str, Any] = json.load(answer)
     except urllib.error.HTTPError as error:
         raise _refusal(error) from error

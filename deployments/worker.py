@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Final
 
 from features.settings import Settings
@@ -91,14 +92,17 @@ def learn(settings: Settings, stop: threading.Event) -> None:
 
 
 def registry(settings: Settings, stop: threading.Event) -> None:
-    """Mirror plans into the registry; MLflow's 250 MB are held only while something is to be done."""
+    """Mirror plans into the registry; MLflow's 250 MB are held only while plans change, and a little longer."""
     import redis  # noqa: PLC0415
 
-    from training.mirroring import RegistryMirror, in_child  # noqa: PLC0415
+    from training.mirroring import InChild, RegistryMirror  # noqa: PLC0415
 
     give_way(_NICENESS)
-    with redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0) as store:
-        RegistryMirror(settings.models, in_child(stop)).run(store, stop)
+    with (
+        redis.Redis.from_url(settings.redis_url, socket_timeout=5.0, socket_connect_timeout=5.0) as store,
+        closing(InChild(stop)) as work,
+    ):
+        RegistryMirror(settings.models, work).run(store, stop)
 
 
 PARTS: Final[Mapping[str, Callable[[Settings, threading.Event], None]]] = {

@@ -68,8 +68,6 @@ from serve.vitals import LOOK_S, Vitals, VitalsWriter
 
 _FLUSH_S: Final = 1.0
 _STATES_S: Final = 2.0
-_ACQUAINTANCES: Final = 8
-"""Profiles that are kept by what a new version reads them with: each is read once."""
 
 
 def build(arguments: Arguments) -> ray_serve.Application:
@@ -129,8 +127,7 @@ async def open_gateway(
         TelemetryWriter(settings), ExposureWriter(settings.redis_url, arguments.model, metrics),
         AskedWriter(settings.redis_url, metrics),
     )  # fmt: skip
-    acquaintances = OnlineFeatures(settings, remembered=_ACQUAINTANCES)
-    ranking = await serve_recommend(arguments, live, acquaintances, metrics, vitals)
+    ranking = await serve_recommend(arguments, live, metrics, vitals)
     policies, estimates, detectors = (
         serve_bitrate(arguments, metrics), serve_quality(arguments, metrics), serve_detectors(arguments, metrics)
     )  # fmt: skip
@@ -158,7 +155,7 @@ async def open_gateway(
         lambda: every(COMPARED_S, quality.compared.flush), lambda: every(POLL_S, detectors.stage.look),
     ]  # fmt: skip
     beside += [lambda: every(POLL_S, steered.look)] if steered else []
-    closed: list[Closable] = [live, reader, acquaintances, writer, lookups, telemetry, exposures, asked]
+    closed: list[Closable] = [live, reader, writer, lookups, telemetry, exposures, asked]
     closed += [told_outages, told_health, detectors.stage, vitals_writer, quality.compared]
     told: list[Callable[[], Sequence[ModelState]]] = []
     followers = [one.follower for one, remote in ((ranking, ranker), (policies, planner)) if remote is None]
@@ -251,8 +248,7 @@ class RankerReplica:
         self._metrics = Metrics()
         self._live = _live_ranker(arguments, self._metrics)
         await self._live.start()
-        self._profiles = OnlineFeatures(arguments.settings(), remembered=_ACQUAINTANCES)
-        self._served = await serve_recommend(arguments, self._live, self._profiles, self._metrics, None)
+        self._served = await serve_recommend(arguments, self._live, self._metrics, None)
         await self._served.follower.start()
         self._background = asyncio.create_task(self._run())
 
@@ -279,7 +275,7 @@ class RankerReplica:
         """End what works beside the requests."""
         self._background.cancel()
         await asyncio.gather(self._background, return_exceptions=True)
-        await asyncio.gather(self._live.close(), self._profiles.close(), self._served.follower.close())
+        await asyncio.gather(self._live.close(), self._served.follower.close())
         self._metrics.close()
 
     async def __del__(self) -> None:

@@ -68,13 +68,13 @@ class RequestLogSettings:
     Attributes:
         slow_ms: at least this slow is notable.
         sample: share of all other requests that is logged, 0 to 1.
-        ordinary: reasons in `degraded` that are no sign of trouble.
+        ordinary: reasons in `degraded` that are no sign of trouble with the answer.
         per_second: most lines a second of each sort.
     """
 
     slow_ms: float = 250.0
     sample: float = 0.0
-    ordinary: frozenset[str] = frozenset({"unknown_profile", "empty_history"})
+    ordinary: frozenset[str] = frozenset({"unknown_profile", "empty_history", "stale_model"})
     per_second: int = 10
 
 

@@ -4,8 +4,9 @@ Belongs to one event loop.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from features.events import EventKind
 from features.history import KIND_CODES
 from features.profiles import ProfileFeatures, ProfileStats
 from features.ranking import context_vector
-from features.sequences import Visit, visits
+from features.sequences import visits
 from serve.catalogue import Catalogue
 from serve.viewer import Viewer
 
@@ -34,7 +35,7 @@ class Acquaintance:
         viewer: the folded history.
         stats: facts beside the history, as last read.
         state: float32 (d,), the encoder's; None until it was needed.
-        unseen: the encoder's input, oldest first; empty once the state is there.
+        visits: int64 (T, 3), the encoder's input, oldest first: row, actions and UTC seconds.
         counts: titles, finishes, thumbs-ups and thumbs-downs in the history.
         last_ts_ms: newest event, UTC milliseconds; None without history.
     """
@@ -43,7 +44,7 @@ class Acquaintance:
     viewer: Viewer
     stats: ProfileStats
     state: NDArray[np.float32] | None
-    unseen: list[Visit]
+    visits: NDArray[np.int64]
     counts: tuple[int, int, int, int]
     last_ts_ms: int | None
 
@@ -60,6 +61,18 @@ class Acquaintance:
             thumbs_down=thumbs_down,
             kids=self.stats.kids,
         )
+
+    def moved(self, rows: NDArray[np.int64]) -> Self | None:
+        """The same viewer in other rows of the same catalogue, for another model; None where a title has no row there.
+
+        Args:
+            rows: (N,), the row there of each row here; 0: none.
+        """
+        moved = self.visits.copy()
+        moved[:, 0] = rows[moved[:, 0]]
+        if not moved[:, 0].all():
+            return None
+        return replace(self, viewer=self.viewer.moved(rows), visits=moved, state=None)
 
 
 class Memory:
@@ -85,15 +98,23 @@ class Memory:
         """How many viewers are remembered."""
         return len(self._known)
 
-    def recent(self) -> list[str]:
-        """Ids of the profiles that are remembered, the last seen first."""
-        return [profile_id for profile_id in reversed(self._known) if profile_id != _ANYBODY]
+    def known(self) -> dict[str, Acquaintance]:
+        """Who is remembered, by profile, the last seen first."""
+        return {profile_id: who for profile_id, who in reversed(self._known.items()) if profile_id != _ANYBODY}
 
-    def prefer(self, profile_ids: Sequence[str]) -> None:
-        """Forget these last; the last seen is first, as in `recent`."""
-        for profile_id in reversed(profile_ids):
-            if profile_id in self._known:
-                self._known.move_to_end(profile_id)
+    def inherit(self, known: Mapping[str, Acquaintance]) -> None:
+        """Remember viewers whom another memory knew, in its order; who is known here stays, and is forgotten last.
+
+        Args:
+            known: as `known` gives them, in this memory's rows.
+        """
+        own = self._known
+        self._known = OrderedDict(reversed(list(known.items())))
+        for profile_id, who in own.items():
+            self._known.pop(profile_id, None)
+            self._known[profile_id] = who
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
 
     def recall(self, profile_id: str) -> Acquaintance | None:
         """A viewer as last seen, however long ago; None if never, or forgotten."""
@@ -123,7 +144,7 @@ class Memory:
             viewer=Viewer.of(history, catalogue),
             stats=profile.stats,
             state=None,
-            unseen=visits(entries, catalogue.rows),
+            visits=np.array(visits(entries, catalogue.rows), dtype=np.int64).reshape(-1, 3),
             counts=(
                 len({entry.title_id for entry in entries}),
                 kinds.count(_FINISH),

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from features.online import OnlineFeatures
 from serve.arguments import Arguments
 from serve.bitrate.planner import BitratePlanner
 from serve.gateway.detectors import DetectorsBoard, SettingsStage
@@ -38,15 +37,13 @@ class Served(Generic[T]):
 
 
 async def serve_recommend(
-    arguments: Arguments, live: LiveRanker, profiles: OnlineFeatures, metrics: Metrics, vitals: Vitals | None
+    arguments: Arguments, live: LiveRanker, metrics: Metrics, vitals: Vitals | None
 ) -> Served[FleetRanker]:
     """The ranker's model.
 
     Args:
         arguments: how the application runs.
         live: makes rankers of the catalogue, and keeps them current.
-        profiles: where a new version reads about those that it will answer; not what requests read by, since it
-            remembers whom it read last.
         metrics: where versions, and what a shadow makes, are shown.
         vitals: told of a shadow's pages; None: they are counted elsewhere, or not at all.
     """
@@ -58,11 +55,7 @@ async def serve_recommend(
             vitals.model(arguments.model, lambda: None).answered(answer)
 
     async def acquainted(ranker: Ranker) -> None:
-        memory = fleet.lineup.champion.memory
-        recent = [] if memory is None else memory.recent()
-        met = await acquaint(ranker, recent, profiles)
-        if ranker.memory is not None:
-            ranker.memory.prefer(recent)
+        met = await acquaint(ranker, fleet.lineup.champion)
         get("rollout").info("acquainted", extra={"model": arguments.model, "version": ranker.version, "viewers": met})
 
     fleet = Fleet(arguments.model, settings.models, await live.another(), live.another, metrics, acquainted)

@@ -26,6 +26,7 @@ from serve.catalogue import Catalogue
 from serve.engines import Device
 from serve.errors import NotFound
 from serve.exploration import Draw, Exploration, Slots
+from serve.inheritance import Inheritance
 from serve.logs import get
 from serve.memory import Acquaintance, Memory
 from serve.pages import ESTIMATES, PageBuilder, Ranking, Setting
@@ -54,7 +55,7 @@ class RankerSettings:
     Attributes:
         device: where the engines run.
         threads: CPU threads of one engine call.
-        remembered: viewers whose folded history and state are kept, about 5 KB each.
+        remembered: viewers whose folded history and state are kept, about 8 KB each.
         pages: which rows there are, and how varied.
         exploration: how much of them is explored.
     """
@@ -296,6 +297,13 @@ class Ranker:
         if live is not None and live.scorer is not None and not profile.degraded:
             _encode(live.scorer, live.memory.meet(profile, live.stock.catalogue))
 
+    def inheritance(self, before: "Ranker") -> Inheritance | None:
+        """What another ranker remembers of viewers, for this one; None where it has no model, or another catalogue."""
+        live, theirs, same = self._live, before._live, self._plain is before._plain  # noqa: SLF001
+        if live is None or live.scorer is None or theirs is None or not same:
+            return None
+        return Inheritance(theirs.memory, theirs.stock.catalogue, live.memory, live.stock.catalogue, live.scorer)
+
     def _work(self) -> None:
         """Run the engines for all that wait, in batches of one model."""
         jobs, self._jobs = self._jobs, []
@@ -419,8 +427,7 @@ def _popular(stock: Stock, shelf: Shelf) -> Ranking:
 def _encode(scorer: Scorer, who: Acquaintance) -> NDArray[np.float32]:
     """The viewer's state, worked out once."""
     if who.state is None:
-        who.state = scorer.encode(who.unseen)
-        who.unseen = []
+        who.state = scorer.encode(who.visits.tolist())
     return who.state
 
 

@@ -29,6 +29,9 @@ MAX_EVENTS: Final = 500
 MODEL_FAILED: Final = "model_failed"
 """In `degraded`: the model raised, and popular titles answer."""
 
+STALE_MODEL: Final = "stale_model"
+"""In `degraded`: the version that should answer can't be loaded, and another one does, as good as it is."""
+
 _SCORE: Final = re.compile(rb'"score":(-?\d[^,}]*)')
 _CHANCE: Final = b'"play":'
 _LONGEST_NUMBER: Final = 32

@@ -152,10 +152,31 @@ class Scorer:
         Args:
             history: visits, oldest first; the newest that the encoder takes count.
         """
-        padded = next((length for length in self.encoders if length >= len(history)), max(self.encoders))
+        padded = self._padded_length(len(history))
         state: NDArray[np.float32] = self.encoders[padded](_padded(encoder_inputs([history], padded), padded))["state"]
         first: NDArray[np.float32] = state[0]
         return first
+
+    def encode_beside(self, histories: Sequence[Sequence[Visit]]) -> NDArray[np.float32]:
+        """States of histories that nobody waits for, float32 (B, d), see Engine.run_beside.
+
+        Args:
+            histories: B of them, as in `encode`.
+
+        Raises:
+            InvalidInput: one of them does not fit the encoder.
+            RuntimeError: the process that was to work them out failed.
+        """
+        padded = self._padded_length(max(map(len, histories)))
+        engine = self.encoders[padded]
+        _, most = engine.spec.limits["B"]
+        if not engine.is_beside or most < len(histories):
+            return np.stack([self.encode(history) for history in histories])
+        states: NDArray[np.float32] = engine.run_beside(_padded(encoder_inputs(histories, padded), padded))["state"]
+        return states
+
+    def _padded_length(self, visits: int) -> int:
+        return next((length for length in self.encoders if length >= visits), max(self.encoders))
 
     def rank(
         self, states: NDArray[np.float32], eligible: NDArray[np.bool_], contexts: NDArray[np.float32]
@@ -184,8 +205,8 @@ class Scorer:
 
 
 def _padded(inputs: Mapping[str, NDArray[np.int64]], length: int) -> dict[str, NDArray[np.int64]]:
-    """Encoder inputs (1, T) with zeros up to (1, length)."""
-    filled = {name: np.zeros((1, length), dtype=np.int64) for name in inputs}
+    """Encoder inputs (B, T) with zeros up to (B, length)."""
+    filled = {name: np.zeros((len(array), length), dtype=np.int64) for name, array in inputs.items()}
     for name, array in inputs.items():
         filled[name][:, : array.shape[1]] = array
     return filled

@@ -3,7 +3,7 @@
 Rows are rows of one catalogue. Titles that the catalogue does not hold are left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Self
 
 import numpy as np
@@ -89,6 +89,17 @@ class Viewer:
             liked=frozenset(row for row, good in judged.items() if good),
             genres=_top_genres(interest, catalogue),
         )
+
+    def moved(self, rows: NDArray[np.int64]) -> Self:
+        """The same viewer in other rows of the same catalogue.
+
+        Args:
+            rows: (N,), the row there of each row here.
+        """
+        return replace(
+            self, watched=rows[self.watched], disliked=rows[self.disliked], playing=rows[self.playing],
+            loved=rows[self.loved], liked=frozenset(rows[list(self.liked)].tolist()),
+        )  # fmt: skip
 
 
 def _newest_first(rows: dict[int, float] | dict[int, None]) -> NDArray[np.int64]:

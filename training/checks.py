@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 import polars as pl
 
 from features.events import CLOCK_TOLERANCE_MS, EventKind
+from serve.clock import utc
 from serve.errors import PlayheadError
 from training.data_profiles import DataProfile, profile_of, read_profile, write_profile
 from training.datasets.dataset import Dataset
@@ -361,8 +362,9 @@ def _compared(profile: DataProfile, previous: DataProfile, limits: Limits) -> li
     if profile.last_ts_ms < previous.last_ts_ms - limits.back_ms:
         problems.append(
             DataProblem(
-                check="freshness", severity=worst, where="events, ts", got=f"a newest event at {profile.last_ts_ms}",
-                expected=f"one not older than {previous.last_ts_ms}, the newest {than}",
+                check="freshness", severity=worst, where="events, ts",
+                got=f"a newest event at {utc(profile.last_ts_ms)}",
+                expected=f"one not older than {utc(previous.last_ts_ms)}, the newest {than}",
                 next_step="See that the newest partitions of the log are there.",
             )
         )  # fmt: skip

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -46,7 +47,7 @@ class ExportGraph:
 
     Attributes:
         module: its arguments are named as the spec's inputs; it returns a tensor, or a tuple in the order of the
-            spec's outputs.
+            spec's outputs. May be a graph that was exported before.
         example: realistic inputs, input name -> array or tensor. Give each dynamic dimension a size of its own of 2
             or more, so that torch can tell them apart. It is stored in the artifact.
         spec: its inputs, outputs and limits.
@@ -123,7 +124,9 @@ def _write_graph(work: Path, graph: str, export: ExportGraph) -> None:
     spec = export.spec
     example, sizes = InputCheck(graph, spec)({name: _array(value) for name, value in export.example.items()}, {}, {})
     tensors = {name: torch.from_numpy(array.copy()) for name, array in example.items()}
-    module = export.module.eval()
+    module = export.module
+    with suppress(NotImplementedError):  # what was exported before has one mode
+        module.eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch and OpenVINO warn of their own internals
@@ -169,8 +172,9 @@ def _named(spec: GraphSpec, result: Any) -> dict[str, Array]:
 
 
 def _write_program(path: Path, program: torch.export.ExportedProgram) -> None:
-    for node in program.graph.nodes:  # where the code lay on the machine that exported it
+    for node in program.graph.nodes:  # where the code lay on the machine that exported it, and ids of this process
         node.meta.pop("stack_trace", None)
+        node.meta.pop("from_node", None)
     program.example_inputs = None  # they would be pickled; <graph>.example.npz holds them
     buffer = io.BytesIO()  # a file's name would become part of the archive
     torch.export.save(program, buffer)

@@ -88,7 +88,7 @@ def _rows(said: Mapping[str, Any], page: Mapping[str, Any] | None) -> Iterator[d
         yield label
         return
     label |= {"profile_id": page["profile_id"], "shown_ts": page["ts"]}
-    if said["version"] is None and page["version"] is not None:
+    if page["version"] is not None:  # over what the caller said when the service did not know yet
         label |= {"version": page["version"], "version_from": "exposure"}
     meant = [
         {"row": row, "title_id": title_id, "rank": rank} | _odds(row, rank, page)

@@ -4,19 +4,23 @@ Who answers is decided by the plan in Redis, whatever the registry says; its ali
 a plan names and the registry does not know is registered from the models' folder, where it lies there; one that the
 folder lacks is fetched, where the registry knows it.
 
-`python -m training.mirroring` does it once, for plans on its standard input: MLflow's memory is then given back.
+`python -m training.mirroring` does it for plans on its standard input, until none come: MLflow's memory is then given
+back.
 """
 
 import json
 import logging
 import math
+import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +43,13 @@ _LONGEST_REST_S: Final = 300.0
 _AGAIN_S: Final = 600.0
 """After which aliases that somebody else changed are put right."""
 
+KEPT_S: Final = 120.0
+"""How long a process that followed plans waits for more."""
+
 _CHILD_S: Final = 900.0
 _LOOK_S: Final = 0.1
+_END_S: Final = 5.0
+"""Between the end of what a process says and its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +148,7 @@ class RegistryMirror:
 
     Args:
         models: folder of model artifacts.
-        work: does what is to be done, as `in_process` or `in_child` do.
+        work: does what is to be done, as `in_process` and `InChild` do.
     """
 
     def __init__(self, models: Path, work: Work) -> None:
@@ -252,38 +261,85 @@ def in_process(registry: Registry, models: Path) -> Work:
     return work
 
 
-def in_child(stop: threading.Event) -> Work:
-    """Work in a process of its own, which ends at once when `stop` is set; settings are those of the environment."""
+class InChild:
+    """Work in a process of its own, with the settings of the environment.
 
-    def work(plans: Sequence[RolloutPlan]) -> dict[str, Followed]:
-        given = json.dumps([plan.as_json() for plan in plans])
-        child = subprocess.Popen(
-            [sys.executable, "-m", "training.mirroring"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    It is kept for the next plans, since importing MLflow costs seconds of a core, and ends KEPT_S after the last ones:
+    MLflow's memory is then given back.
+
+    Args:
+        stop: ends it at once where it works.
+    """
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._child: subprocess.Popen[str] | None = None
+
+    def __call__(self, plans: Sequence[RolloutPlan]) -> dict[str, Followed]:
+        """Follow plans; see Work."""
+        given = json.dumps([plan.as_json() for plan in plans]) + "\n"
+        was_kept = self._child is not None
+        answer, status = self._asked(given)
+        if not answer and was_kept:
+            answer, status = self._asked(given)  # by another one: that one's time was over
+        try:
+            return {model: Followed(**_tuples(fields)) for model, fields in json.loads(answer)["followed"].items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unfollowed(f"exit status {status}") from error
+
+    def _asked(self, given: str) -> tuple[str, int | None]:
+        """What the process answers; empty: it ended with this status.
+
+        Raises:
+            Unavailable: it was ended, for it took too long or all is to stop.
+        """
+        child = self._child
+        if child is None:
+            child = self._child = subprocess.Popen(
+                [sys.executable, "-m", "training.mirroring"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         told: list[str] = []
-        talk = threading.Thread(target=lambda: told.append(child.communicate(given)[0]), daemon=True)
+        talk = threading.Thread(target=lambda: told.append(_exchanged(child, given)), daemon=True)
         talk.start()
         deadline = time.monotonic() + _CHILD_S
-        while talk.is_alive() and not stop.is_set() and time.monotonic() < deadline:
+        while talk.is_alive() and not self._stop.is_set() and time.monotonic() < deadline:
             talk.join(_LOOK_S)
-        if talk.is_alive():
+        is_late = talk.is_alive()
+        if is_late:
             child.kill()
             talk.join()
-        try:
-            answer = json.loads(told[0].splitlines()[-1])
-            return {model: Followed(**_tuples(fields)) for model, fields in answer["followed"].items()}
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            got = f"exit status {child.returncode}"
-            if told and told[0].strip():
-                got = told[0].strip()[-400:]
-            raise Unavailable(
-                field="registry",
-                got=got,
-                expected="plans that are followed",
-                next_step="See the log; it is tried again.",
-            ) from error
+        answer = told[0] if told else ""
+        if not answer:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_END_S)
+            self.close()
+        if is_late:
+            raise _unfollowed(f"no answer, after {_CHILD_S:g} s or told to stop")
+        return answer, child.returncode
 
-    return work
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.communicate()
+            self._child = None
+
+
+def _unfollowed(got: str) -> Unavailable:
+    return Unavailable(
+        field="registry", got=got, expected="plans that are followed", next_step="See the log; it is tried again."
+    )
+
+
+def _exchanged(child: subprocess.Popen[str], given: str) -> str:
+    """The line that a process answers to a line; empty: it ended."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with suppress(OSError):
+        child.stdin.write(given)
+        child.stdin.flush()
+        return child.stdout.readline()
+    return ""
 
 
 def _tuples(fields: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -295,13 +351,18 @@ def _signature(plan: RolloutPlan) -> tuple[str | None, ...]:
 
 
 def main() -> None:
-    """Follow the plans of standard input, and tell what that did, as JSON."""
+    """Follow the plans of each line of standard input, and tell what that did, as a line of JSON."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
     settings = Settings.from_env()
-    plans = [RolloutPlan.from_json(document) for document in json.load(sys.stdin)]
-    followed = in_process(Registry.of(settings), settings.models)(plans)
-    fields = {model: {name: getattr(found, name) for name in Followed.__slots__} for model, found in followed.items()}
-    print(json.dumps({"followed": fields}))  # noqa: T201
+    work = in_process(Registry.of(settings), settings.models)
+    while select.select([0], [], [], KEPT_S)[0] and (line := sys.stdin.readline()):
+        followed = work([RolloutPlan.from_json(document) for document in json.loads(line)])
+        fields = {
+            model: {name: getattr(found, name) for name in Followed.__slots__} for model, found in followed.items()
+        }
+        print(json.dumps({"followed": fields}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

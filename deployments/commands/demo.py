@@ -26,18 +26,15 @@ def outage(
     as_json: Json = False,
 ) -> None:
     """A CDN fails under live simulated viewers: it is found and named, they are steered away, and back."""
-    import os  # noqa: PLC0415
-
     from deployments.demos.outage import DemoSettings, require, run  # noqa: PLC0415
+    from deployments.service import token_header  # noqa: PLC0415
     from deployments.state import service_url  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
-    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
-        token = os.environ.get(TOKEN_VARIABLE)
         settings = DemoSettings(
             url=url or service_url(Settings.from_env().home), viewers=viewers, warm_up_s=warm_up * 60,
-            broken_s=broken * 60, headers={"Authorization": f"Bearer {token}"} if token else None,
+            broken_s=broken * 60, headers=token_header(),
         )  # fmt: skip
 
         report = run(settings, lambda at_s, text: _tell(output, at_s, text))

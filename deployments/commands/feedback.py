@@ -1,6 +1,5 @@
 """`playhead feedback`: what people said of outputs of models, asked of the service that runs, or exported as labels."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +35,10 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """What was said, newest first."""
-    from datetime import UTC, datetime  # noqa: PLC0415
-
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
+
+    from serve.clock import utc_brief  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
         found = _ask(url, kind=kind, verdict=verdict, model=model, version=version, reporter=reporter, limit=str(limit))
@@ -48,7 +47,7 @@ def list_(
             subjects = (said["request_id"], said["subject_id"], said["row"], said["title_id"])
             of = " ".join(subject for subject in subjects if subject)
             cells = (said["verdict"], said["kind"], of, said["version"] or "", said["reporter"], said["reason"])
-            table.add_row(f"{datetime.fromtimestamp(said['ts'] / 1000, UTC):%m-%d %H:%M:%S}", *map(escape, cells))
+            table.add_row(utc_brief(said["ts"]), *map(escape, cells))
         output.console.print(table if found["feedback"] else "nobody said anything of this kind yet")
         output.answer(found)
 
@@ -97,15 +96,9 @@ def export(
 
 
 def _ask(url: str, **query: str) -> dict[str, Any]:
-    """Ask the service, with the token that the environment has."""
     from urllib.parse import urlencode  # noqa: PLC0415
 
-    from deployments.service import ask  # noqa: PLC0415
-    from deployments.state import service_url  # noqa: PLC0415
-    from features.settings import Settings  # noqa: PLC0415
-    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
+    from deployments.service import ask_named  # noqa: PLC0415
 
-    token = os.environ.get(TOKEN_VARIABLE)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     asked = urlencode({name: value for name, value in query.items() if value})
-    return ask(url or service_url(Settings.from_env().home), f"/v1/feedback?{asked}", None, headers)
+    return ask_named(url, f"/v1/feedback?{asked}")

@@ -43,26 +43,17 @@ def steps(
     as_json: Json = False,
 ) -> None:
     """What updates of a model did, newest first."""
-    import os  # noqa: PLC0415
-    from datetime import UTC, datetime  # noqa: PLC0415
-
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    from deployments.service import ask  # noqa: PLC0415
-    from deployments.state import service_url  # noqa: PLC0415
-    from features.settings import Settings  # noqa: PLC0415
-    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
+    from deployments.service import ask_named  # noqa: PLC0415
+    from serve.clock import utc_brief  # noqa: PLC0415
 
     with answering(as_json=as_json) as output:
-        token = os.environ.get(TOKEN_VARIABLE)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        base = url or service_url(Settings.from_env().home)
-        found = ask(base, f"/v1/models/{name}/learning?limit={limit}", None, headers)
+        found = ask_named(url, f"/v1/models/{name}/learning?limit={limit}")
         table = Table("time (UTC)", "update", "step", "", "what", box=None, pad_edge=False)
         for step in found["steps"]:
-            at = datetime.fromtimestamp(step["ts"] / 1000, UTC)
             cells = (step["update"], step["name"], step["moment"], escape(step["text"]))
-            table.add_row(f"{at:%m-%d %H:%M:%S}", *cells)
+            table.add_row(utc_brief(step["ts"]), *cells)
         output.console.print(table if found["steps"] else f"no update of {name} yet")
         output.answer(found)

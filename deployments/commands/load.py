@@ -23,6 +23,7 @@ def load(
 ) -> None:
     """Open-loop load with Poisson arrivals; latency counts from the intended send time."""
     from deployments.progress import Moment, Notice  # noqa: PLC0415
+    from deployments.service import token_header  # noqa: PLC0415
     from deployments.state import RunFolder, StackState, service_url  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
     from loadtests.scenario import run_scenario  # noqa: PLC0415
@@ -42,6 +43,7 @@ def load(
                 rps=rps,
                 seconds=seconds,
                 seed=seed,
+                headers=token_header(),
                 profiles=folder if folder is not None and not url else 1000,
                 allow_remote=allow_remote,
                 on_progress=advance,

@@ -28,8 +28,9 @@ def models(context: typer.Context, *, url: Url = "", as_json: Json = False) -> N
     with answering(as_json=as_json) as output:
         found = look_over(Settings.from_env(), url)
         table = Table(box=None, pad_edge=False)
+        widths = {"model": 9, "version": 12, "role": 10}  # what other commands take is shown whole
         for title in ("model", "version", "role", "answers", "created", "metric", ""):
-            table.add_column(title, no_wrap=True)
+            table.add_column(title, no_wrap=True, min_width=widths.get(title))
         table.add_column("from")
         for entry in found.versions:
             table.add_row(*_cells(entry))
@@ -52,7 +53,7 @@ def diff(
 ) -> None:
     """Say what differs between two versions: lineage, parameters, metrics, graphs, files, vocabulary."""
     from deployments.differences import compare  # noqa: PLC0415
-    from deployments.overview import find, look_over  # noqa: PLC0415
+    from deployments.overview import find_two, look_over  # noqa: PLC0415
     from features.settings import Settings  # noqa: PLC0415
     from serve.errors import InvalidInput  # noqa: PLC0415
 
@@ -65,7 +66,7 @@ def diff(
         versions = look_over(settings).versions
         *model, first, second = names
         given = model[0] if model else None
-        found = compare(settings, find(versions, given, first), find(versions, given, second))
+        found = compare(settings, *find_two(versions, given, first, second))
         _tell(output, found)
         output.answer(found)
 

@@ -1,6 +1,5 @@
 """`playhead eval online`, `playhead eval drift`: what answers lead to, and whether the audience has changed."""
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -20,8 +19,10 @@ def online(
     as_json: Json = False,
 ) -> None:
     """What each version's answers led to, and whether live traffic drifts, on the service that runs."""
+    from deployments.service import ask_named  # noqa: PLC0415
+
     with answering(as_json=as_json) as output:
-        figures, drift = _ask(url, f"/v1/models/{model}/online"), _ask(url, f"/v1/models/{model}/drift")
+        figures, drift = (ask_named(url, f"/v1/models/{model}/{what}") for what in ("online", "drift"))
         if figures["degraded"]:
             output.console.print("nothing was measured in the last ten minutes: no pages, or no Watchtower")
         for window in figures["windows"]:
@@ -99,27 +100,15 @@ def _interval(found: dict[str, float] | None, *, as_share: bool) -> str:
 
 
 def _signals(signals: list[dict[str, Any]]) -> "Table":
-    from datetime import UTC, datetime  # noqa: PLC0415
-
     from rich.table import Table  # noqa: PLC0415
+
+    from serve.clock import utc_brief  # noqa: PLC0415
 
     table = Table("signal", "", "value", "bound", "of", "since (UTC)", box=None, pad_edge=False)
     for one in signals:
         values = ("" if one[key] is None else f"{one[key]:.3f}" for key in ("value", "bound"))
         since = one["since_ts"]
-        at = "" if since is None else f"{datetime.fromtimestamp(since / 1000, UTC):%m-%d %H:%M:%S}"
+        at = "" if since is None else utc_brief(since)
         state = f"{one['state']} from the start" if one["from_start"] else one["state"]
         table.add_row(one["name"], state, *values, f"{one['n']:,}", at)
     return table
-
-
-def _ask(url: str, path: str) -> dict[str, Any]:
-    """Ask the service, with the token that the environment has."""
-    from deployments.service import ask  # noqa: PLC0415
-    from deployments.state import service_url  # noqa: PLC0415
-    from features.settings import Settings  # noqa: PLC0415
-    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
-
-    token = os.environ.get(TOKEN_VARIABLE)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return ask(url or service_url(Settings.from_env().home), path, None, headers)

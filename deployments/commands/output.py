@@ -1,6 +1,7 @@
 """How commands answer: tables and words for people, or one JSON object as the last line; and how they fail."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from deployments.progress import TerminalReporter
 
 FAILED: Final = 1
 INTERRUPTED: Final = 130
+
+_COLUMNS: Final = 240
+"""Of what is no terminal and names no width: tables are whole in a file or a pipe."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -29,6 +33,8 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(stderr=as_json, highlight=False)
+        if not self.console.is_terminal and not os.environ.get("COLUMNS"):
+            self.console.width = _COLUMNS
 
     def answer(self, fields: Any) -> None:
         """Print the JSON line, if it was asked for."""

@@ -87,6 +87,8 @@ def status(name: Name, *, url: Url = "", as_json: Json = False) -> None:
     """Who answers, and what is known of a version that is tried."""
     from rich.table import Table  # noqa: PLC0415
 
+    from serve.rollout.sequential import evidence_text  # noqa: PLC0415
+
     with answering(as_json=as_json) as output:
         found = _ask(url, f"/v1/models/{name}/rollout")
         _tell(output, found["plan"])
@@ -100,7 +102,7 @@ def status(name: Name, *, url: Url = "", as_json: Json = False) -> None:
                 high = "" if one["high"] is None else f"{one['high']:.2f}"
                 ratio = "" if one["ratio"] is None else f"{one['ratio']:.2f}"
                 cells = (f"{one['challenger']:,}", f"{one['champion']:,}", ratio, f"{one['low']:.2f} to {high}")
-                table.add_row(one["metric"], *cells, f"{one['e_value']:.3g}", f"{one['needed']:.3g}")
+                table.add_row(one["metric"], *cells, evidence_text(one["e_value"]), evidence_text(one["needed"]))
             output.console.print(table)
             for line in _beside(judged.get("beside") or {}):
                 output.console.print(line, markup=False, soft_wrap=True)
@@ -127,18 +129,24 @@ def changes(
     as_json: Json = False,
 ) -> None:
     """Who changed which version answers, and why; newest first."""
-    from datetime import UTC, datetime  # noqa: PLC0415
-
     from rich.markup import escape  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
+    from serve.clock import utc_brief  # noqa: PLC0415
+
     with answering(as_json=as_json) as output:
         found = _ask(url, f"/v1/models/{name}/changes?limit={limit}")
-        table = Table("time (UTC)", "what", "champion", "challenger", "share", "by", "why", box=None, pad_edge=False)
+        table = Table("time (UTC)", "what", box=None, pad_edge=False)
+        for title in ("champion", "challenger"):
+            table.add_column(title, no_wrap=True, min_width=12)
+        for title in ("share", "by", "why"):
+            table.add_column(title)
         for change in found["changes"]:
-            plan, at = change["plan"], datetime.fromtimestamp(change["ts"] / 1000, UTC)
-            cells = (change["action"], plan["champion"] or "", plan["challenger"] or "", f"{plan['share']:g}")
-            table.add_row(f"{at:%m-%d %H:%M:%S}", *cells, escape(change["by"]), escape(change["reason"]))
+            plan = change["plan"]
+            share = f"{plan['share']:g}" if plan["challenger"] else ""
+            action = f"{change['action']}, forced" if change["evidence"].get("forced") else change["action"]
+            cells = (action, plan["champion"] or "", plan["challenger"] or "", share)
+            table.add_row(utc_brief(change["ts"]), *cells, escape(change["by"]), escape(change["reason"]))
         output.console.print(table if found["changes"] else "nobody changed anything yet")
         output.answer(found)
 
@@ -160,12 +168,12 @@ def _called(one: dict[str, Any]) -> Iterator[str]:
 
 
 def _times(call: dict[str, Any] | None) -> str:
-    from datetime import UTC, datetime  # noqa: PLC0415
+    from serve.clock import utc_brief  # noqa: PLC0415
 
     if call is None:
         return "nothing"
     return ", ".join(
-        f"{word} {datetime.fromtimestamp(call[f'{word}_ts'] / 1000, UTC):%m-%d %H:%M:%S}"
+        f"{word} {utc_brief(call[f'{word}_ts'])}"
         for word in ("suspected", "confirmed", "closed")
         if call[f"{word}_ts"] is not None
     )
@@ -203,14 +211,9 @@ def _tell(output: Output, plan: dict[str, Any]) -> None:
 
 
 def _ask(url: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ask the service, with the tokens that the environment has."""
-    from deployments.service import ask  # noqa: PLC0415
-    from deployments.state import service_url  # noqa: PLC0415
-    from features.settings import Settings  # noqa: PLC0415
-    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
+    """Ask the service, as the operator if something is to change."""
+    from deployments.service import ask_named  # noqa: PLC0415
     from serve.gateway.rollouts import OPERATOR_HEADER, OPERATOR_VARIABLE  # noqa: PLC0415
 
     headers = {OPERATOR_HEADER: os.environ.get(OPERATOR_VARIABLE, "")} if body is not None else {}
-    if token := os.environ.get(TOKEN_VARIABLE):
-        headers["Authorization"] = f"Bearer {token}"
-    return ask(url or service_url(Settings.from_env().home), path, body, headers)
+    return ask_named(url, path, body, headers)

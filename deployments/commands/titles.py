@@ -53,7 +53,7 @@ def put(
         done = put_titles(settings, dataset, titles)
         told = {"data": dataset, "new": done.new, "replaced": done.replaced, "total": done.total}
         if wait and titles:
-            _wait(settings, url, titles[-1].title_id, began_s + wait)
+            _wait(url, titles[-1].title_id, began_s + wait)
             told["served_after_s"] = round(time.monotonic() - began_s, 2)
         served = f", served after {told['served_after_s']} s" if wait and titles else ""
         output.console.print(
@@ -95,26 +95,21 @@ def _dataset(settings: "Settings", data: str) -> str:
     )  # fmt: skip
 
 
-def _wait(settings: "Settings", url: str, title_id: str, until_s: float) -> None:
+def _wait(url: str, title_id: str, until_s: float) -> None:
     """Until the service answers with a title.
 
     Raises:
         Unavailable: it does not in time.
     """
-    import os  # noqa: PLC0415
     from urllib.parse import quote  # noqa: PLC0415
 
-    from deployments.service import ask  # noqa: PLC0415
-    from deployments.state import service_url  # noqa: PLC0415
-    from serve.arguments import TOKEN_VARIABLE  # noqa: PLC0415
+    from deployments.service import ask_named  # noqa: PLC0415
     from serve.errors import InvalidInput, PlayheadError, Unavailable  # noqa: PLC0415
 
-    token = os.environ.get(TOKEN_VARIABLE)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     path = f"/v1/titles/{quote(title_id, safe='')}/similar?items=1"
     while True:
         try:
-            ask(url or service_url(settings.home), path, None, headers)
+            ask_named(url, path)
         except (InvalidInput, Unavailable) as error:
             refused: PlayheadError = error
         else:

@@ -13,7 +13,11 @@ from loadtests.page import STYLE
 
 WIDTH: Final = 880
 HEIGHT: Final = 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 16, 30, 36
+_LEFT, _RIGHT, _BOTTOM = 56, 16, 36
+_ROW: Final = 13
+"""Height of a row of labels."""
+_LETTER: Final = 7.0
+"""Width of a label's letter, at most, in the mean."""
 _COLOURS: Final = ("a", "b", "c")
 _FEWEST: Final = 20
 """Pages of a bucket below which a share says nothing."""
@@ -90,12 +94,16 @@ def _svg(series: Mapping[str, Sequence[tuple[float, float, int]]], marks: Sequen
     }
     highest = max([share for points in shown.values() for _, share in points] + [0.1])
     top = next(limit for limit in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if limit >= highest)
+    labelled = [mark for mark in marks if mark.label]
 
     def x(at_s: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * min(max(at_s / end_s, 0.0), 1.0)
 
+    places = label_rows([(x(mark.at_s), mark.label) for mark in labelled])
+    above = 4 + _ROW * (1 + max(places, default=0))
+
     def y(share: float) -> float:
-        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share / top
+        return HEIGHT - _BOTTOM - (HEIGHT - above - _BOTTOM) * share / top
 
     parts = []
     for place in range(5):
@@ -105,12 +113,12 @@ def _svg(series: Mapping[str, Sequence[tuple[float, float, int]]], marks: Sequen
     for place in range(7):
         at_s = end_s * place / 6
         parts.append(f'<text x="{x(at_s):.1f}" y="{HEIGHT - 12}" text-anchor="middle">{_clock(at_s)}</text>')
-    for place, mark in enumerate(one for one in marks if one.label):
+    for mark, place in zip(labelled, places, strict=True):
         at = x(mark.at_s)
-        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        anchor = "end" if at > WIDTH * 0.8 else "start"
+        parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{above}" y2="{HEIGHT - _BOTTOM}"/>')
+        anchor = "end" if _is_left_of(at) else "start"
         parts.append(
-            f'<text x="{at:.1f}" y="{12 + 13 * (place % 2)}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+            f'<text x="{at:.1f}" y="{_ROW * (place + 1) - 1}" text-anchor="{anchor}">{escape(mark.label)}</text>'
         )
     for place, points in enumerate(shown.values()):
         path = " ".join(f"{x(at_s):.1f},{y(share):.1f}" for at_s, share in points)
@@ -118,6 +126,31 @@ def _svg(series: Mapping[str, Sequence[tuple[float, float, int]]], marks: Sequen
         parts += [f'<circle cx="{x(at_s):.1f}" cy="{y(share):.1f}" r="2" fill="var(--{_colour(place)})"/>'
                   for at_s, share in points]  # fmt: skip
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Plays a page over time">{"".join(parts)}</svg>'
+
+
+def label_rows(labels: Sequence[tuple[float, str]]) -> list[int]:
+    """The row of each label, from 0, the highest: the first in which it covers no other.
+
+    Args:
+        labels: (x of the mark, text).
+    """
+    rows: list[list[tuple[float, float]]] = []
+    found = []
+    for at, text in labels:
+        width = _LETTER * (len(text) + 1)
+        low, high = (at - width, at) if _is_left_of(at) else (at, at + width)
+        row = next((place for place, taken in enumerate(rows) if all(high <= a or b <= low for a, b in taken)), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+        rows[row].append((low, high))
+        found.append(row)
+    return found
+
+
+def _is_left_of(at: float) -> bool:
+    """Whether a label ends at its mark, since it would end beyond the chart."""
+    return at > WIDTH * 0.8
 
 
 def _colour(place: int) -> str:

@@ -28,10 +28,10 @@ import torch
 from deployments import background
 from deployments.candidates import BITRATE, MODEL, threads, train_and_settle
 from deployments.demos.chart import Mark, render
-from deployments.demos.poison import swap_vocabulary
+from deployments.demos.poison import rank_backwards
 from deployments.local import StackOptions
 from deployments.progress import Reporter, advance, phase
-from deployments.service import ask
+from deployments.service import ask, token_header
 from deployments.state import RunFolder, StackLock, already_up
 from features.settings import Settings
 from loadtests.browsing import Browsing, BrowsingSettings, Viewers, Visit
@@ -299,7 +299,9 @@ class Crowd:
     """
 
     def __init__(self, demo: LearningDemo, url: str, viewers: Viewers) -> None:
-        settings = BrowsingSettings(url=url, pages_per_s=demo.pages_per_s, seed=demo.seed)
+        settings = BrowsingSettings(
+            url=url, pages_per_s=demo.pages_per_s, seed=demo.seed, headers=token_header()
+        )  # fmt: skip
         self.browsing = Browsing(settings, viewers)
         self._stop = threading.Event()
         self._error: BaseException | None = None
@@ -438,7 +440,7 @@ def _show(demo: LearningDemo, own: Settings, dataset: Dataset, service: Service,
         director.note(f"{second} is the champion", "promoted", "promoted_s")
         promoted_s = director.now_s()
         director.wait("settling", lambda: director.now_s() >= promoted_s + demo.stage_s, demo.stage_s + 60)
-        poison = swap_vocabulary(read_artifact(own.models / MODEL / second), demo.seed).version
+        poison = rank_backwards(read_artifact(own.models / MODEL / second)).version
         _refused(service, poison, director)
         service.promote(poison, demo.poison_share, force=True, reason="pushed past the gate")
         poisoned_s = director.now_s()

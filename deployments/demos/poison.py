@@ -1,49 +1,52 @@
-"""A version that looks like another and recommends nonsense: its vocabulary names the wrong titles."""
+"""A version that looks like another and recommends what its viewers like least: a sign is wrong in it."""
 
-import shutil
-import tempfile
-from datetime import UTC, datetime
-from hashlib import sha256
-from pathlib import Path
 from typing import Final
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 
-from serve.artifacts import MANIFEST, Artifact, content_version, read_artifact, read_table
+from serve.artifacts import Artifact, read_table
+from serve.engines.torch import load_program
+from training.export import ExportGraph, export_artifact
 
-VOCABULARY: Final = "vocabulary"
+ENCODER: Final = "encoder"
+_PARQUET: Final = ".parquet"
 
 
-def swap_vocabulary(artifact: Artifact, seed: int) -> Artifact:
-    """Write a version whose titles stand in each other's places, beside the one that it is made of.
+def rank_backwards(artifact: Artifact) -> Artifact:
+    """Write a version that ranks as another does, the last title first, beside it.
 
-    Its graphs, examples and metrics are the other's, so that nothing about its files is wrong.
+    The states of its encoder have the other sign, and a score is state . vector. Everything else is the other's, its
+    metrics too; its files are whole, and its engines answer as its export does. So nothing but a gate or viewers tell.
 
     Args:
         artifact: of the model `recommend`.
-        seed: of the order.
 
     Raises:
-        ArtifactError: it has no vocabulary.
+        ArtifactError: it has no such graph.
     """
-    table = read_table(artifact, VOCABULARY)
-    drawn = np.random.default_rng(seed).permutation(table.num_rows)
-    order = np.empty_like(drawn)
-    order[drawn] = np.roll(drawn, 1)  # one cycle: no title keeps its place
-    titles = table.column("title_id").take(pa.array(order))
-    swapped = table.set_column(table.schema.get_field_index("title_id"), "title_id", titles)
-    with tempfile.TemporaryDirectory(prefix=".poison-", dir=artifact.path.parent) as temporary:
-        work = Path(temporary) / "artifact"
-        shutil.copytree(artifact.path, work)
-        pq.write_table(swapped, work / f"{VOCABULARY}.parquet", compression="zstd")
-        digest = sha256((work / f"{VOCABULARY}.parquet").read_bytes()).hexdigest()
-        files = {**artifact.manifest.files, f"{VOCABULARY}.parquet": digest}
-        draft = artifact.manifest.model_copy(update={"files": files, "created": datetime.now(UTC)})
-        manifest = draft.model_copy(update={"version": content_version(draft)})
-        (work / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        target = artifact.path.parent / manifest.version
-        if not target.exists():
-            work.rename(target)
-    return read_artifact(target)
+    artifact.graph(ENCODER)
+    graphs = {}
+    for graph, spec in artifact.manifest.graphs.items():
+        relative = f"{graph}.pt2"
+        module = load_program(artifact.read_bytes(relative), field=f"files.{relative}").module()
+        if graph == ENCODER:
+            _negate(module)
+        example, _ = artifact.example(graph)
+        graphs[graph] = ExportGraph(module=module, example=example, spec=spec)
+    manifest = artifact.manifest
+    tables = [file.removesuffix(_PARQUET) for file in manifest.files if file.endswith(_PARQUET)]
+    return export_artifact(
+        artifact.path.parent, name=manifest.name, graphs=graphs,
+        tables={table: read_table(artifact, table) for table in tables}, parameters=manifest.parameters,
+        metrics=manifest.metrics, feature_service=manifest.feature_service, data_snapshot=manifest.data_snapshot,
+        lineage=manifest.lineage,
+    )  # fmt: skip
+
+
+def _negate(module: torch.fx.GraphModule) -> None:
+    """Give what a graph of one output answers the other sign, in place."""
+    *_, output = module.graph.nodes
+    (answer,) = output.all_input_nodes
+    with module.graph.inserting_before(output):
+        output.replace_input_with(answer, module.graph.call_function(torch.neg, (answer,)))
+    module.recompile()

@@ -27,7 +27,7 @@ from deployments.state import RunFolder, StackState, store_url
 from features.errors import FeaturesError
 from features.settings import Settings
 from serve.artifacts import Artifact, Manifest, read_artifact
-from serve.clock import now_ms
+from serve.clock import now_ms, utc
 from serve.errors import InvalidInput, PlayheadError, Unavailable
 from serve.learning import STEPS, Name, Step, load_steps, step_arguments
 from serve.learning import Moment as StepMoment
@@ -185,7 +185,7 @@ class Update:
         least = RecommendSettings().least_starts
         if held_out < least:
             raise InvalidInput(
-                field="events", got=f"{len(times)} plays after {since_ms}, of which {held_out} are held out",
+                field="events", got=f"{len(times)} plays after {utc(since_ms)}, of which {held_out} are held out",
                 expected=f"at least {least} to judge a candidate by",
                 next_step="Wait for more, or see whether players name what they play.",
             )  # fmt: skip

@@ -118,7 +118,8 @@ export class Decisions {
         if (!Number.isInteger(rung) || rung < 0 || rung >= count || !(ttlS > 0) || !Array.isArray(degraded)) {
             return 'wrong';
         }
-        return degraded.length && !this._followDegraded ? 'degraded' : '';
+        const withoutModel = degraded.some((reason) => reason !== 'stale_model');
+        return withoutModel && !this._followDegraded ? 'degraded' : '';
     }
 
     /**

@@ -11,6 +11,7 @@ from serve.bitrate.rules import choose
 from serve.bitrate.sessions import Session, expected_vmaf
 from serve.logs import get
 from serve.metrics import Metrics
+from serve.schemas import STALE_MODEL
 from serve.vitals import ModelVitals
 
 _LOG_EVERY_S: Final = 10.0
@@ -100,7 +101,10 @@ def decisions_of(sessions: Sequence[Session], plan: Plan | str | None) -> list[D
             rung = plan.rungs[line]
             if rung >= 0:
                 found = plan.safe_rungs[line], plan.rebuffer_probability[line], plan.throughput_kbps[line]
-                decisions.append(Decision(session, rung, *found, version=plan.version_of(line)))
+                version = plan.version_of(line)
+                if plan.stale and version == plan.version:
+                    session.note(STALE_MODEL)
+                decisions.append(Decision(session, rung, *found, version=version))
                 continue
             session.note(PLANNER_FAILED)
         elif not session.simple and isinstance(plan, str):

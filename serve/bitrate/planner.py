@@ -70,6 +70,7 @@ class Plan:
         seconds: version -> what its own stage took, above 0; who is not there was not timed.
         salt: of the rollout by which versions were chosen; empty where none goes on.
         share: of its challenger.
+        stale: whether `version` answers in the place of one that can't be loaded.
     """
 
     version: str
@@ -82,6 +83,7 @@ class Plan:
     seconds: Mapping[str, float] = field(default_factory=dict)
     salt: str = ""
     share: float = 0.0
+    stale: bool = False
 
     def version_of(self, place: int) -> str:
         """The version that planned for a session."""

@@ -7,6 +7,7 @@ from typing import Literal
 
 from serve.artifacts import DERIVED, Artifact
 from serve.engines.base import Engine
+from serve.engines.compiler import taking_turns
 from serve.engines.fallback import FallbackEngine, count_fallback
 from serve.errors import InvalidInput, PlayheadError
 
@@ -56,7 +57,8 @@ def load_engine(
         raise InvalidInput(
             field="device", got=device, expected="auto, cpu, cuda or torch", next_step="Correct the engine's device."
         )
-    errors = engine.warm_up(artifact, batches)
+    with taking_turns():
+        errors = engine.warm_up(artifact, batches)
     _log.info(
         "engine %s/%s ready on %s, error against torch at most %.2g",
         artifact.manifest.name,

@@ -48,6 +48,22 @@ class Engine(ABC):
         arrays, _ = self._check(inputs, self._resident, self._resident_sizes)
         return self._run(arrays)
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether a process that gives way to answers runs the graph, too; see run_beside."""
+        return False
+
+    def run_beside(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once, by a process that gives way to answers where there is one; for work before them.
+
+        One thread at a time may ask for it. Outputs may be read-only.
+
+        Raises:
+            InvalidInput: as a call.
+            RuntimeError: that process failed.
+        """
+        return self(inputs)
+
     def bind(self, inputs: Mapping[str, Array]) -> Self:
         """Engine on the same compiled graph that holds these inputs: checked and copied to the device once.
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from serve.artifacts import Artifact
 from serve.engines.base import Engine
-from serve.engines.compiler import Graph, compiled_beside, exported, imported, openvino
+from serve.engines.compiler import Compiled, Graph, compiled_beside, exported, imported, openvino, taking_turns
 from serve.errors import ArtifactError
 from serve.tensors import Array, GraphSpec, TensorSpec
 
@@ -41,11 +41,14 @@ class OpenVinoEngine(Engine):
         compiled: Any,
         content: bytes | None,
         options: Mapping[str, Any],
+        beside: Compiled | None = None,
     ) -> None:
         super().__init__(version=version, graph=graph, spec=spec, device="cpu")
         self._compiled = compiled
         self._content = content  # what it is compiled to, once someone needed it; siblings share it
         self._options = options
+        self._beside = beside  # in another process
+        self._bound: Mapping[str, Array] = {}  # what is resident, as arrays
         self._tensor = openvino().Tensor
         self._run_request = importlib.import_module("openvino._pyopenvino").InferRequest.infer
         self._places = {tensor.name: place for place, tensor in enumerate(spec.inputs)}
@@ -88,27 +91,48 @@ class OpenVinoEngine(Engine):
             },
         )
         try:
-            content = compiled_beside(source)
-            compiled = source.compiled() if content is None else imported(content, source.options)
+            beside = compiled_beside(source)
+            content = None if beside is None else beside.content
+            with taking_turns():
+                compiled = source.compiled() if content is None else imported(content, source.options)
         except RuntimeError as error:
             raise _uncompiled(relative, error) from error
         _same_ports(relative, spec, compiled)
         return cls(
-            version=artifact.version, graph=graph, spec=spec, compiled=compiled, content=content, options=source.options
-        )
+            version=artifact.version, graph=graph, spec=spec, compiled=compiled, content=content,
+            options=source.options, beside=beside,
+        )  # fmt: skip
 
     def sibling(self) -> Engine:
         """Another one from what this one was compiled to: a fifth of the time of compiling it again."""
         try:
             if self._content is None:
                 self._content = exported(self._compiled)
-            compiled = imported(self._content, self._options)
+            with taking_turns():
+                compiled = imported(self._content, self._options)
         except RuntimeError as error:
             raise _uncompiled(f"openvino/{self.graph}.xml", error) from error
         return type(self)(
             version=self.version, graph=self.graph, spec=self.spec, compiled=compiled, content=self._content,
-            options=self._options,
+            options=self._options, beside=None if self._beside is None else self._beside.sibling(),
         )  # fmt: skip
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the process that compiled it is still there."""
+        return self._beside is not None and self._beside.is_there
+
+    def run_beside(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once, by the process that compiled it where that is still there."""
+        if self._beside is None or not self.is_beside:
+            return self(inputs)
+        arrays, _ = self._check(inputs, self._resident, self._resident_sizes)
+        return dict(zip(self._names, self._beside.run(arrays, self._bound), strict=True))
+
+    def _rebound(self) -> None:
+        if self._beside is not None and not self._beside.is_there:
+            self._beside = None
+        self._bound = {name: tensor.data for name, tensor in self._resident.items()} if self._beside else {}
 
     def _run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         try:

@@ -26,6 +26,7 @@ from serve.feedback.records import Feedback, Judgement, Kind, Source, Verdict
 from serve.feedback.store import FeedbackStore, IdTaken
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Conflict, TooManyRequests, Words, responses
+from serve.gateway.operations import PRINTED
 from serve.quality.jobs import JobStore
 from serve.quality.schemas import JOB_PATTERN
 from serve.rollout.exposures import version_lookup
@@ -37,14 +38,11 @@ QUALITY_MODEL: Final = "quality"
 _DEADLINE_S: Final = 2.0
 _PAGE: Final = "recommendation_row"
 
-_PRINTED: Final = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
-"""Text without control characters but tabs and ends of lines: operators read it in terminals."""
-
-Text = Annotated[str, Field(min_length=1, max_length=128, pattern=_PRINTED)]
+Text = Annotated[str, Field(min_length=1, max_length=128, pattern=PRINTED)]
 VersionName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
 Detail = dict[
-    Annotated[str, Field(min_length=1, max_length=64, pattern=_PRINTED)],
-    Annotated[str, Field(max_length=256, pattern=_PRINTED)]
+    Annotated[str, Field(min_length=1, max_length=64, pattern=PRINTED)],
+    Annotated[str, Field(max_length=256, pattern=PRINTED)]
     | bool
     | Annotated[int, Field(ge=-(1 << 53), le=1 << 53)]
     | Annotated[float, Field(allow_inf_nan=False)],
@@ -92,7 +90,7 @@ class FeedbackBody(BaseModel):
     row: Text | None = None
     title_id: Identifier | None = None
     verdict: Verdict
-    reason: Annotated[str, Field(max_length=1000, pattern=_PRINTED)] = ""
+    reason: Annotated[str, Field(max_length=1000, pattern=PRINTED)] = ""
     reporter: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")]
     version: VersionName | None = None
     detail: Annotated[Detail, Field(max_length=16)] = {}

@@ -1,4 +1,4 @@
-"""What routes for operators share: the models that there are, and one way to ask the store."""
+"""What routes for operators share: the models that there are, one way to ask the store, and text that can be shown."""
 
 from typing import Any, Final
 
@@ -10,6 +10,9 @@ from features.settings import Settings
 from serve.errors import NotFound, Unavailable
 from serve.gateway.errors import Words
 from serve.gateway.stages import Stages
+
+PRINTED: Final = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
+"""Text without control characters but tabs and ends of lines: operators read it in terminals."""
 
 _DEADLINE_S: Final = 2.0
 

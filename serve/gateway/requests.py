@@ -200,7 +200,8 @@ class ModelRoute(APIRoute):
 
     Its endpoint takes `request`, path parameters by name, one `Annotated[Model, Query()]` and one model for the body,
     any of them optional, and returns a Response. Unknown query parameters are refused, so a route with no query model
-    takes none. A route that reads a body refuses what is over MAX_BODY_BYTES.
+    takes none. A route that reads a body refuses what is over MAX_BODY_BYTES. Its `dependencies` are functions of the
+    request that raise to refuse who asks, before anything is said about what was asked.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -222,6 +223,7 @@ class ModelRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             context_of(request).route = template
+            await self.admit(request)
             values: dict[str, Any] = {}
             if path is not None:
                 try:
@@ -238,6 +240,14 @@ class ModelRoute(APIRoute):
 
         return handle
 
+    async def admit(self, request: Request) -> None:
+        """Ask the route's dependencies whether they take a request."""
+        for mark in self.dependencies:
+            if mark.dependency is not None:
+                answer = mark.dependency(request)
+                if inspect.isawaitable(answer):
+                    await answer
+
 
 class OpenRoute(ModelRoute):
     """A route whose endpoint reads the request itself, and so decides what to refuse."""
@@ -249,6 +259,7 @@ class OpenRoute(ModelRoute):
 
         async def handle(request: Request) -> Response:
             context_of(request).route = template
+            await self.admit(request)
             return await endpoint(request)
 
         return handle

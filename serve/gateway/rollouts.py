@@ -7,10 +7,11 @@ the operator's token, which is another one than the callers' of the service.
 import hmac
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Final
 
 import orjson
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from features.layout import command
@@ -20,7 +21,7 @@ from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, Unavailable
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import Conflict, Forbidden, Unauthorized, Words, responses
-from serve.gateway.operations import ModelOperations
+from serve.gateway.operations import PRINTED, ModelOperations
 from serve.gateway.stages import Stages
 from serve.learning import STEPS, load_steps
 from serve.rollout import board
@@ -42,8 +43,8 @@ _HEADER: Final = {
     "description": f"The operator's token, as the service has it in {OPERATOR_VARIABLE}.",
 }  # fmt: skip
 
-By = Annotated[str, Field(min_length=1, max_length=64, description="Who asks, for the record.")]
-Reason = Annotated[str, Field(max_length=500, description="Why, for the record.")]
+By = Annotated[str, Field(min_length=1, max_length=64, pattern=PRINTED, description="Who asks, for the record.")]
+Reason = Annotated[str, Field(max_length=500, pattern=PRINTED, description="Why, for the record.")]
 
 
 class Promotion(BaseModel):
@@ -239,7 +240,7 @@ class RolloutRoutes(ModelOperations):
             app.add_api_route(
                 f"/v1/models/{{name}}/{name}", endpoint, methods=["POST"], response_model=Plan, tags=["operations"],
                 summary=summary, responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
-                openapi_extra={"parameters": [_HEADER]},
+                openapi_extra={"parameters": [_HEADER]}, dependencies=[Depends(self._check_operator)],
             )  # fmt: skip
         app.add_api_route(
             "/v1/models/{name}/rollout", self.rollout, response_model=Rollout, tags=["operations"],
@@ -256,7 +257,6 @@ class RolloutRoutes(ModelOperations):
 
     async def promote(self, request: Request, name: ModelName, body: Promotion) -> Response:
         """A version's rollout begins at the first stage, or goes on to the next; after the last it is the champion."""
-        self._check_operator(request)
         version = body.version
         if version is not None and not (self._models / name / version / MANIFEST).is_file():
             raise NotFound(
@@ -302,7 +302,6 @@ class RolloutRoutes(ModelOperations):
 
     async def shadow(self, request: Request, name: ModelName, body: Shadow) -> Response:
         """A version makes some of the answers as well, which nobody is shown."""
-        self._check_operator(request)
         if body.version is not None and not (self._models / name / body.version / MANIFEST).is_file():
             raise NotFound(
                 field="version", got=body.version, expected=f"an artifact of the model {name}",
@@ -355,7 +354,6 @@ class RolloutRoutes(ModelOperations):
         evidence: Mapping[str, Any] | None = None,
     ) -> Response:
         """Change a plan as it is in the store now; whoever changes it at the same time comes before or after."""
-        self._check_operator(request)
         self.check_known(name)
         request_id = context_of(request).request_id
         told = {
@@ -386,9 +384,11 @@ class RolloutRoutes(ModelOperations):
         """The plan in the store, else as this replica knows it."""
         if dumped is not None:
             return _plan(dumped)
-        return self._known(name) or RolloutPlan(model=name, champion=self._stages.version(name))
+        known = self._known(name) or RolloutPlan(model=name, champion=self._stages.version(name))
+        return known if known.revision else replace(known, previous=None)  # nobody decided what came before
 
     def _check_operator(self, request: Request) -> None:
+        """Whether the request brings the operator's token."""
         if not self._token:
             raise Forbidden(
                 field=OPERATOR_VARIABLE, got=None, expected="an operator's token in the service's environment",

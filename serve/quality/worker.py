@@ -206,7 +206,7 @@ def main(folder: Path, parent: int = 0) -> int:
     Returns:
         Exit status: 0 where its state says how it ended, BUSY where another worker has it.
     """
-    give_way(_NICENESS)
+    give_way(_NICENESS, is_awaited=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_FILE_BYTES, _MAX_FILE_BYTES))

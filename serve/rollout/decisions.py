@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Self
 
 from serve.errors import InvalidInput
 from serve.rollout.plans import STAGES as SHARES
-from serve.rollout.sequential import CountTest, Direction
+from serve.rollout.sequential import CountTest, Direction, evidence_text
 from serve.watchtower.state import checked, stamped
 
 Action = Literal["wait", "advance", "roll_back"]
@@ -375,8 +375,8 @@ class Judge:
                 high = "" if found.high is None else f" to {found.high:.3g}"
                 return name, (
                     f"{name}: {found.ratio:.3g} times the champion's rate (95 %: {found.low:.3g}{high}), "
-                    f"{found.challenger} events against {found.champion}, e-value {found.e_value:.3g}, "
-                    f"{found.needed:.3g} is enough"
+                    f"{found.challenger} events against {found.champion}, e-value {evidence_text(found.e_value)}, "
+                    f"{evidence_text(found.needed)} is enough"
                 )
         return (DRIFT, "score_drift: the Watchtower suspects the challenger's scores") if counts.is_drifting else None
 
@@ -385,21 +385,20 @@ class Judge:
         if self._seconds < self.limits.least_s:
             return f"{self._seconds:.0f} of {self.limits.least_s:.0f} s"
         if not self._harmless.rejected:
-            margin, needed = self.stage.margin, 1.0 / self.limits.risk
-            return f"{self._loss(margin)} isn't ruled out: {self._harmless.e_value:.3g} of {needed:.3g}"
+            told, needed = evidence_text(self._harmless.e_value), evidence_text(1.0 / self.limits.risk)
+            return f"{self._loss(self.stage.margin)} isn't ruled out: {told} of {needed}"
         for name, bound in self._bounded.items():
             if not bound.rejected:
-                told, needed = f"{name} at {bound.tolerated:g} times the champion's rate", 1.0 / self.limits.risk
-                return f"{told} isn't ruled out: {bound.e_value:.3g} of {needed:.3g}"
+                told, needed = evidence_text(bound.e_value), evidence_text(1.0 / self.limits.risk)
+                return f"{name} at {bound.tolerated:g} times the champion's rate isn't ruled out: {told} of {needed}"
         name, test = max(self._tests.items(), key=lambda one: one[1].log_e)
         if test.e_value >= self.limits.suspicion:
-            return f"{name} is suspect: e-value {test.e_value:.3g}"
+            return f"{name} is suspect: e-value {evidence_text(test.e_value)}"
         return ""
 
     def _passed(self) -> str:
-        return (
-            f"{self._loss(self.stage.margin)} is ruled out (e-value {self._harmless.e_value:.3g}), no metric is suspect"
-        )
+        told = evidence_text(self._harmless.e_value)
+        return f"{self._loss(self.stage.margin)} is ruled out (e-value {told}), no metric is suspect"
 
     def _loss(self, margin: float) -> str:
         what = {PLAYS: "plays", GOOD_QOE: "sessions of good QoE"}.get(self.limits.kept, self.limits.kept)

@@ -63,6 +63,7 @@ class Lineup(Generic[S]):
         challenger: None where there is none, or it is not loaded here.
         shadow: likewise.
         refused: whether the challenger could not be loaded here.
+        stale: whether the champion could not, and another version answers in its place.
     """
 
     plan: RolloutPlan
@@ -70,6 +71,7 @@ class Lineup(Generic[S]):
     challenger: S | None = None
     shadow: S | None = None
     refused: bool = False
+    stale: bool = False
 
     @property
     def tries(self) -> bool:
@@ -188,8 +190,8 @@ class Fleet(Generic[S]):
                 answers = self.lineup.champion.version is not None
                 async with _compiling_beside() if answers else nullcontext():
                     await stage.load(path)
-                if answers and self._warm_up is not None:
-                    await self._warmed_up(version, self._warm_up(stage))
+                    if answers and self._warm_up is not None:
+                        await self._warmed_up(version, self._warm_up(stage))
             except Exception as error:  # noqa: BLE001 - whatever a model's files hold, the one before keeps answering
                 self._refuse(version, error)
             else:
@@ -226,7 +228,8 @@ class Fleet(Generic[S]):
                 champion = self._loaded[version]
                 break
         refused = plan.challenger in self._refused
-        self.lineup = Lineup(plan, champion, self._have(plan.challenger), self._have(plan.shadow), refused)
+        stale = plan.champion in self._refused and champion.version is not None
+        self.lineup = Lineup(plan, champion, self._have(plan.challenger), self._have(plan.shadow), refused, stale)
         wanted = {*self._wanted(), champion.version}
         if gone := [stage for version, stage in self._loaded.items() if version not in wanted]:
             task = asyncio.create_task(_let_go(gone))
@@ -279,7 +282,10 @@ class Fleet(Generic[S]):
 
 @asynccontextmanager
 async def _compiling_beside() -> AsyncIterator[None]:
-    """What is loaded in the block is compiled by a process of its own; its end is waited for off the event loop."""
+    """What is loaded in the block is compiled by a process of its own, which also runs it until the block ends.
+
+    Its end is waited for off the event loop.
+    """
     compiler = Compiler(load_niceness())
     try:
         with compiling_by(compiler):

@@ -96,7 +96,9 @@ class Follower:
                 first = answers or self._named
         else:
             self._taken = self._named  # whatever came with this machine is no publication
-        self._plan = RolloutPlan(model=self._model, champion=first)
+        self._plan = RolloutPlan(
+            model=self._model, champion=first, previous=None if first == self._named else self._named
+        )  # `previous` answers here where `first` can't be loaded; for the store it is no way back
         if told is not None:
             self._plan = told
         await self.look()

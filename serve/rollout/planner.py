@@ -53,7 +53,7 @@ class FleetPlanner:
         """
         lineup = self._fleet.lineup
         if not lineup.tries:
-            return await lineup.champion.plan(sessions, within_s)
+            return _told(await lineup.champion.plan(sessions, within_s), lineup)
 
         until_s = time.monotonic() + within_s
 
@@ -76,7 +76,7 @@ class FleetPlanner:
         """
         lineup = self._fleet.lineup
         if not lineup.tries:
-            return await lineup.champion.plan_for(observations)
+            return _told(await lineup.champion.plan_for(observations), lineup)
 
         async def ask(planner: BitratePlanner, places: Sequence[int]) -> Plan:
             return await planner.plan_for(observations.take(np.array(places, np.intp)))
@@ -119,8 +119,11 @@ class FleetPlanner:
 
 
 def _told(plan: Plan, lineup: Lineup[BitratePlanner]) -> Plan:
-    """A plan that says by which rollout its versions were chosen."""
-    return replace(plan, salt=lineup.plan.salt, share=lineup.plan.share)
+    """A plan that says by which rollout its versions were chosen, and whether another answers as the champion."""
+    stale = lineup.stale and plan.version == lineup.champion.version
+    if not lineup.tries:
+        return replace(plan, stale=True) if stale else plan
+    return replace(plan, salt=lineup.plan.salt, share=lineup.plan.share, stale=stale)
 
 
 async def _timed(planner: BitratePlanner, places: Sequence[int], ask: Ask) -> Plan:

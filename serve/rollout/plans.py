@@ -124,7 +124,8 @@ class RolloutPlan:
         if version is None or version != self.champion:
             raise InvalidInput(
                 field="version", got=version,
-                expected=f"the challenger, {self.challenger}, or the champion, {self.champion}",
+                expected=f"the challenger, {self.challenger}, or the champion, {self.champion}" if self.challenger
+                else f"the champion, {self.champion}, for no rollout goes on",
                 next_step="Name the version that should not answer any more.",
             )  # fmt: skip
         if self.previous is None:

@@ -3,19 +3,19 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 from features.profiles import ProfileFeatures
+from serve.inheritance import Inheritance
 from serve.logs import get
 from serve.ranking import Ranker
 from serve.rollout.assignment import place, told_as
-from serve.rollout.fleet import Fleet
+from serve.rollout.fleet import Fleet, Lineup
 from serve.rollout.patience import in_time
-from serve.schemas import MODEL_FAILED, Answer, Assigned, HomeQuery
+from serve.schemas import MODEL_FAILED, STALE_MODEL, Answer, Assigned, HomeQuery
 
 SHADOW_SHARE: Final = 0.1
 """Of the profiles, whose pages a shadow makes as well."""
@@ -41,50 +41,35 @@ Compared = Callable[[str, Answer, float], None]
 """Told of a shadow's page: its version, the page, and the share of the first titles that the shown page has, too."""
 
 
-class ReadsProfiles(Protocol):
-    """Where the features of profiles are."""
-
-    async def read(self, profile_id: str) -> ProfileFeatures:
-        """The features of a profile; what is wrong with them is in `degraded`."""
-        ...
-
-
-async def acquaint(ranker: Ranker, profile_ids: Sequence[str], profiles: ReadsProfiles) -> int:
-    """Have a ranker that does not answer yet encode the histories of viewers, so that none waits for it later.
+async def acquaint(ranker: Ranker, before: Ranker) -> int:
+    """Have a ranker that does not answer yet encode the histories that another one knows, so that nobody waits for it.
 
     To a version that has just been loaded all viewers are strangers, and to encode a history costs as much as a page:
-    where answers take most of a machine, they would all be late until the last one is known. So this works half of the
-    time at most, and not beyond ACQUAINT_S or where the store fails.
+    where answers take most of a machine, they would all be late until the last one is known. So this keeps its thread
+    busy half of the time at most, and not beyond ACQUAINT_S.
 
     Args:
         ranker: has its model.
-        profile_ids: whose, those that are most likely to come first.
-        profiles: where their features are read.
+        before: answers.
 
     Returns:
-        Of how many the features were read.
+        How many it knows by then; none where the catalogue changes meanwhile: to either version all are strangers then.
     """
+    inheritance = ranker.inheritance(before)
+    if inheritance is None:
+        return 0
     until_s = time.monotonic() + ACQUAINT_S
-    met = 0
-    for start in range(0, len(profile_ids), _AT_ONCE):
-        if time.monotonic() >= until_s:
-            break
-        read = await asyncio.gather(*map(profiles.read, profile_ids[start : start + _AT_ONCE]))
-        known = [profile for profile in read if not profile.degraded]
-        if not known:
-            break
-        await asyncio.sleep(await asyncio.to_thread(_prepare, ranker, known))
-        met += len(known)
-    return met
+    while len(inheritance) and ranker.memory is inheritance.memory and time.monotonic() < until_s:
+        busy_s = await asyncio.to_thread(_encode, inheritance)
+        await asyncio.sleep(busy_s)
+    return inheritance.hand_over() if ranker.memory is inheritance.memory else 0
 
 
-def _prepare(ranker: Ranker, profiles: Sequence[ProfileFeatures]) -> float:
-    """Prepare for profiles; how many seconds that took."""
-    began_s = time.perf_counter()
-    for profile in profiles:
-        with suppress(Exception):  # the page that fails for this history will tell, and costs no other
-            ranker.prepare(profile)
-    return time.perf_counter() - began_s
+def _encode(inheritance: Inheritance) -> float:
+    """Encode some; how many seconds that kept this thread busy."""
+    began_s = time.thread_time()
+    inheritance.encode(_AT_ONCE)
+    return time.thread_time() - began_s
 
 
 class FleetRanker:
@@ -112,12 +97,12 @@ class FleetRanker:
         ranker, assignment = lineup.of(profile.profile_id)
         answer = None if ranker is lineup.champion else await self._tried(ranker, profile, query)
         if answer is None:
-            ranker, answer = lineup.champion, await lineup.champion.home(profile, query)
+            ranker, answer = lineup.champion, _told(lineup, await lineup.champion.home(profile, query))
         if lineup.shadow is not None and place("shadow", profile.profile_id) < SHADOW_SHARE:
             self._shadow(lineup.shadow, profile, query, answer)
         if not lineup.tries:
             return answer
-        missed = assignment.challenged and ranker is lineup.champion
+        missed = assignment.challenged and ranker.version != lineup.plan.challenger
         return replace(answer, assigned=told_as(lineup.plan, assignment, missed=missed))
 
     def assigned(self, profile_id: str) -> Assigned | None:
@@ -144,7 +129,8 @@ class FleetRanker:
         Raises:
             NotFound: the catalogue does not hold it.
         """
-        return await self._fleet.lineup.champion.similar(title_id, query)
+        lineup = self._fleet.lineup
+        return _told(lineup, await lineup.champion.similar(title_id, query))
 
     def prepare(self, profile: ProfileFeatures) -> None:
         """Ready the version that answers this profile for its next page."""
@@ -166,6 +152,11 @@ class FleetRanker:
             return
         if shadow.version is not None:
             self._compared(shadow.version, made, overlap(shown, made))
+
+
+def _told(lineup: Lineup[Ranker], answer: Answer) -> Answer:
+    """An answer of who answers as champion, which says so where that is another version."""
+    return replace(answer, degraded=(*answer.degraded, STALE_MODEL)) if lineup.stale else answer
 
 
 def overlap(shown: Answer, made: Answer) -> float:

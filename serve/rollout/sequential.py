@@ -50,6 +50,11 @@ DELTAS: Final[NDArray[np.float64]] = _FINE * np.sinh(_CURVED)
 """Logarithms of rate ratios, from 1 / 50 to 50, (161,), rising."""
 
 
+def evidence_text(e_value: float) -> str:
+    """An e-value, or one that is needed, for people: 4.86, 1,023, 3.2e+12."""
+    return f"{e_value:,.0f}" if 100.0 <= e_value < 1e6 else f"{e_value:.3g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Ratio:
     """The challenger's rate over the champion's.

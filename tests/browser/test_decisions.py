@@ -74,6 +74,7 @@ def test_a_sound_decision_is_followed() -> None:
         (200, json.dumps(SOUND | {"ttl_s": None}), "wrong"),
         (200, json.dumps({"rung": 3, "ttl_s": 2}), "wrong"),
         (200, json.dumps(SOUND | {"degraded": ["model_missing"]}), "degraded"),
+        (200, json.dumps(SOUND | {"degraded": ["stale_model", "bad_field:buffer_s"]}), "degraded"),
     ],
 )
 def test_other_answers_are_left_to_the_player_s_own_rules(status: int, body: str, why: str) -> None:
@@ -82,6 +83,13 @@ def test_other_answers_are_left_to_the_player_s_own_rules(status: int, body: str
     assert outcome["choice"] is None
     assert outcome["counts"][why] == 1
     assert outcome["counts"]["followed"] == 0
+
+
+def test_a_version_that_stands_in_for_another_is_followed() -> None:
+    with answering(200, body=json.dumps(SOUND | {"degraded": ["stale_model"]})) as server:
+        outcome = decide(server.port)
+    assert outcome["choice"] == "d"
+    assert (outcome["counts"]["followed"], outcome["counts"]["degraded"]) == (1, 0)
 
 
 def test_an_answer_holds_for_its_time_to_live() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from deployments import bench_swaps
-from deployments.bench_swaps import Load, Swaps, borrowed, peak_rps
-from deployments.state import StackError
-from loadtests.client import ClientSettings, Outcome, Recording
-from serve.artifacts import read_artifact
+from deployments.bench import BENCH
+from deployments.bench_swaps import MODEL, Load, Swaps, borrowed, peak_rps, twin_of
+from deployments.state import RunFolder, StackError, StackLock
+from features.settings import Settings
+from loadtests.client import Outcome
+from serve.artifacts import read_artifact, read_champion, set_champion
 from serve.rollout.standing import SERVING
 from tests.contracts.small_model import copy_of, small_artifact
 
@@ -21,11 +23,20 @@ def test_percentiles_are_over_all_and_the_late_are_counted() -> None:
     latencies = [10.0] * 195 + [100.0] * 5
     outcomes = [Outcome(at_s=0.0, label="home", latency_ms=one) for one in latencies]
     outcomes.append(Outcome(at_s=0.0, label="home", latency_ms=5_000.0, error="timeout"))
-    recording = Recording(outcomes, wall_s=1.0, cpu_s=0.1, settings=ClientSettings(base_url="http://playhead"))
-    load = Load.of(recording, 20.0)
+    load = Load.of(outcomes, usual_p99_ms=20.0)
     assert (load.requests, load.failed, load.late) == (201, 1, 5)
     assert (load.p50_ms, load.p99_ms, load.max_ms) == (10.0, 100.0, 100.0)
-    assert Load.of(recording).late == 0
+    assert Load.of(outcomes).late == 0
+
+
+def test_pages_during_a_swap_are_held_against_those_between() -> None:
+    swaps = Swaps("http://playhead", "token", ("b", "a"), os.getpid(), 15.0)
+    swaps.spans = [(100.0, 103.5), (115.0, 117.0)]
+    outcomes = [Outcome(at_s=at_s, label="home") for at_s in (0.0, 9.9, 10.0, 14.4, 14.6, 25.1, 28.1)]
+    swapping, between = swaps.apart(outcomes, start_s=90.0)
+    assert [one.at_s for one in swapping] == [10.0, 14.4, 25.1]
+    assert [one.at_s for one in between] == [0.0, 9.9, 14.6, 28.1]
+    assert swaps.seconds == [3.5, 2.0]
 
 
 def test_the_peak_is_the_highest_rate_that_is_answered_in_time() -> None:
@@ -63,14 +74,27 @@ def test_swaps_are_made_while_there_is_load(every_s: float, most: int, monkeypat
     assert live[:3] == ["a", "b", "a"]
 
 
-def test_the_models_folder_is_as_it_was_afterwards(tmp_path: Path) -> None:
-    artifact = copy_of(small_artifact(), tmp_path)
-    serving = artifact.parent / SERVING
-    serving.write_bytes(b"what serves")
-    with borrowed(artifact) as twin:
-        assert not serving.exists()
-        assert twin != artifact
+def test_the_models_of_the_real_home_stay_as_they_are(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, redis_url="redis://127.0.0.1:1/0", feast_registry="unused")
+    artifact = copy_of(small_artifact(), settings.models / MODEL)
+    set_champion(settings.models, MODEL, artifact.name)
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in settings.models.rglob("*") if path.is_file()}
+
+    before = files()
+    for _ in range(2):  # the first one may have been killed
+        home = borrowed(settings)
+        own = read_champion(home.models, MODEL)
+        assert own is not None
+        twin = twin_of(own)
+        (own.parent / SERVING).write_bytes(b"the twin")
+        assert twin.name != own.name == artifact.name
         assert read_artifact(twin).version == twin.name
-        serving.write_bytes(b"the twin")
-    assert serving.read_bytes() == b"what serves"
-    assert sorted(path.name for path in artifact.parent.iterdir()) == sorted([artifact.name, SERVING])
+    assert files() == before
+    lock = StackLock(RunFolder(home.home / BENCH))
+    assert lock.take()
+    with pytest.raises(StackError, match="already up"):
+        borrowed(settings)
+    lock.release()
+    assert twin.is_dir()

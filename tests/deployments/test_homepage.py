@@ -1,11 +1,14 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
+from deployments import nextrung
 from deployments.homepage import fetch, fetch_settled, page_lines, request_of, some_profile
+from serve.arguments import TOKEN_VARIABLE
 from serve.errors import InvalidInput, Unavailable
 
 ITEM = {"name": "A [bold] name"}
@@ -20,11 +23,12 @@ PAGE = {
 @pytest.fixture
 def service():
     """A service that gives the answers of a list in turn, the last one for ever."""
-    answers, asked = [], []
+    answers, asked, tokens = [], [], []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            tokens.append(self.headers["Authorization"])
             status, body = answers.pop(0) if len(answers) > 1 else answers[0]
             self.send_response(status)
             self.end_headers()
@@ -36,27 +40,27 @@ def service():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", answers, asked
+        yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", answers=answers, asked=asked, tokens=tokens)
         server.shutdown()
         thread.join()
 
 
 def test_a_page_is_asked_for_again_while_something_was_late(service):
-    url, answers, asked = service
+    url, answers, asked = service.url, service.answers, service.asked
     answers += [(200, {**PAGE, "degraded": ["features_timeout"]}), (200, PAGE)]
     assert fetch_settled(url, "a b") == PAGE
     assert asked == ["/v1/home?profile_id=a+b"] * 2
 
 
 def test_no_proxy_is_asked_for_this_machine(service, monkeypatch):
-    url, answers, _ = service
+    url, answers = service.url, service.answers
     answers.append((200, PAGE))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert fetch(url, "1") == PAGE
 
 
 def test_a_page_that_stays_degraded_is_shown_as_it_is(service):
-    url, answers, asked = service
+    url, answers, asked = service.url, service.answers, service.asked
     page = {**PAGE, "degraded": ["model_missing"]}
     answers.append((200, page))
     assert fetch_settled(url, "1") == page
@@ -65,7 +69,7 @@ def test_a_page_that_stays_degraded_is_shown_as_it_is(service):
 
 
 def test_a_refusal_keeps_the_services_words(service):
-    url, answers, _ = service
+    url, answers = service.url, service.answers
     told = {"field": "profile_id", "got": "''", "expected": "1 to 128", "next_step": "Send one."}
     answers.append((422, {"title": "Invalid input", "status": 422, "errors": [told]}))
     with pytest.raises(InvalidInput) as caught:
@@ -75,14 +79,14 @@ def test_a_refusal_keeps_the_services_words(service):
 
 @pytest.mark.parametrize("body", [b"<html>", b"", {"errors": []}, ["odd"]])
 def test_a_refusal_that_is_no_problem_document(service, body):
-    url, answers, _ = service
+    url, answers = service.url, service.answers
     answers.append((503, body))
     with pytest.raises(Unavailable, match="status 503"):
         fetch(url, "1")
 
 
 def test_an_answer_that_is_no_json(service):
-    url, answers, _ = service
+    url, answers = service.url, service.answers
     answers.append((200, b"<html>"))
     with pytest.raises(Unavailable, match="playhead up"):
         fetch(url, "1")
@@ -96,7 +100,20 @@ def test_lines_fit_and_names_are_no_markup():
     assert "\\[bold]" in titles
 
 
-def test_the_request_is_what_a_shell_takes():
+def test_where_the_service_wants_a_token_it_is_brought_and_never_printed(service, monkeypatch):
+    service.answers.append((200, PAGE))
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    fetch(service.url, "1")
+    monkeypatch.setenv(TOKEN_VARIABLE, "secret")
+    fetch(service.url, "1")
+    assert service.tokens == [None, "Bearer secret"]
+    header = f'-H "Authorization: Bearer ${TOKEN_VARIABLE}"'
+    assert request_of("http://h:1", "a") == f"curl 'http://h:1/v1/home?profile_id=a' {header}"
+    assert nextrung.request_of("http://h:1").startswith(f"curl 'http://h:1/v1/bitrate' {header} -d '")
+
+
+def test_the_request_is_what_a_shell_takes(monkeypatch):
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     assert request_of("http://h:1", "a&b") == "curl 'http://h:1/v1/home?profile_id=a%26b'"
 
 

@@ -4,15 +4,19 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from deployments.overview import look_over
+from deployments.commands.output import Output
+from deployments.overview import find_two, look_over
 from features.settings import Settings
 from serve.artifacts import Artifact, set_champion
+from serve.errors import NotFound
 from serve.gateway.ops import Models
 from tests.contracts.small_model import copy_of, small_artifact
 from tests.training.versions import settings_of, variant
@@ -148,6 +152,36 @@ def test_what_differs(playhead, home):
         refused = playhead("models", "diff", *wrong, "--json")
         assert refused.exit_code == 1
         assert last_line(refused)["error"]["field"] in {"version", "versions"}
+
+
+def test_two_versions_are_of_the_one_model_that_has_both(home):
+    settings, (first, second, third) = home
+    ours = [
+        replace(entry, role={first.version: "champion", second.version: "challenger"}.get(entry.version, ""))
+        for entry in look_over(settings).versions
+    ]
+    other = replace(next(entry for entry in ours if entry.role == "champion"), name="other", version="f" * 12)
+    versions = [other, *ours]
+    assert [one.version for one in find_two(versions, None, "champion", "challenger")] == [
+        first.version,
+        second.version,
+    ]
+    assert [one.version for one in find_two(versions, None, third.version[:5], "champion")] == [
+        third.version, first.version,
+    ]  # fmt: skip
+    assert [one.name for one in find_two(versions, None, "ffff", third.version)] == ["other", MODEL]
+    with pytest.raises(NotFound, match="previous"):  # the one that nobody has is named, not the one that two have
+        find_two(versions, None, "champion", "previous")
+    with pytest.raises(NotFound, match="2 versions"):
+        find_two([*versions, replace(ours[0], name="other", role="challenger")], None, "champion", "challenger")
+
+
+def test_a_table_that_is_piped_is_whole(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    Output(as_json=False).console.print(Table("version", *["a column that is long"] * 8, box=None))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    monkeypatch.setenv("COLUMNS", "80")
+    assert Output(as_json=False).console.width == 80
 
 
 def test_pruning_says_what_would_go_and_needs_to_know_who_answers(home, playhead, valkey_url, monkeypatch):

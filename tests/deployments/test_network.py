@@ -4,11 +4,12 @@ import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from deployments import local
-from deployments.network import Listener, free_ports, holder, is_free, listeners, readiness, silence
+from deployments.network import CHOSEN_FROM, Listener, free_ports, holder, is_free, listeners, readiness, silence
 
 
 @pytest.fixture
@@ -37,6 +38,22 @@ def test_free_ports_prefer_what_is_preferred(taken):
     ports = free_ports(20, preferred=[taken])
     assert len(set(ports)) == 20
     assert taken not in ports
+
+
+def test_a_free_port_is_none_that_the_system_gives_by_itself():
+    named = {free_ports(1)[0] for _ in range(50)}
+    assert len(named) == 50  # nor is one named twice, though nothing has bound it yet
+    span = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    lowest = int(span.read_text("ascii").split()[0]) if span.exists() else 32_768
+    if lowest < CHOSEN_FROM.stop:
+        pytest.skip(f"this system was set to give ports from {lowest} on")
+    assert named <= set(range(1024, lowest))
+
+
+def test_where_no_port_is_free_that_is_said(monkeypatch):
+    monkeypatch.setattr("deployments.network._can_bind", lambda _port: False)
+    with pytest.raises(OSError, match="fewer than 2 free ports from 20000 to 29999"):
+        free_ports(2)
 
 
 def test_listeners_of_a_process(taken):

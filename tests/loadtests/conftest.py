@@ -1,4 +1,3 @@
-import socket
 import subprocess
 import sys
 import time
@@ -8,21 +7,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import free_port
+
 
 @pytest.fixture(scope="session")
 def closed_port_url() -> str:
     """URL of a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """URL of a real server, in a process of its own, with known delays and faults."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen([sys.executable, str(Path(__file__).parent / "known_server.py"), str(port)])
     url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 30

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +14,15 @@ import pytest
 from features.events import Event, EventKind
 from features.popularity import TitleStats
 from features.profiles import ProfileFeatures, ProfileState
-from features.sequences import Visit
 from features.titles import Title
+from serve.engines.base import Engine
+from serve.engines.openvino import OpenVinoEngine
 from serve.errors import ArtifactError, NotFound
 from serve.ranking import Ranker, RankerSettings
 from serve.schemas import HomePage, HomeQuery, SimilarTitles
 from serve.scoring import RankingModel
+from serve.tensors import Array
+from tests.serve.conftest import export_small
 
 NOW_MS = 1_767_225_600_000
 QUERY = HomeQuery(now_ms=NOW_MS)
@@ -302,6 +305,60 @@ async def test_encoding_ahead_saves_the_request_the_encoder(full: Ranker) -> Non
     assert "encoder" in (await full.home(random_viewer(4), QUERY)).timings_ms
 
 
+@pytest.fixture(scope="module")
+def reordered(tmp_path_factory: pytest.TempPathFactory, small_titles: list[Title]) -> Path:
+    """A version whose vocabulary holds other titles, in another order; one of them is in no catalogue."""
+    title_ids = [title.title_id for title in small_titles[20:145]]
+    return export_small(tmp_path_factory.mktemp("reordered"), ["gone", *title_ids[::-1]])
+
+
+async def test_whom_a_version_knew_the_next_one_knows_too(
+    full: Ranker, reordered: Path, small_titles: list[Title], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside: list[Engine] = []
+
+    def run_beside(engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        beside.append(engine)
+        return engine(inputs)
+
+    def fail(engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(OpenVinoEngine, "run_beside", run_beside)
+    monkeypatch.setattr(OpenVinoEngine, "is_beside", True)
+    profiles = [random_viewer(number) for number in range(14)]
+    for profile in profiles:
+        await home(full, profile)
+    heir, fresh = Ranker(RankerSettings(device="cpu")), Ranker(RankerSettings(device="cpu"))
+    assert heir.inheritance(full) is None, "it has no model"
+    await heir.show_as(full)
+    await fresh.show(small_titles)
+    for ranker in (heir, fresh):
+        await ranker.note(STATS, NOW_MS)
+        await ranker.load(reordered)
+    assert heir.inheritance(fresh) is None, "of another catalogue"
+    inheritance = heir.inheritance(full)
+    assert inheritance is not None
+    inheritance.encode(4)
+    assert [engine.graph for engine in beside] == ["encoder"]
+    inheritance.encode(5)
+    assert len(beside) == 1, "more than the model takes at a time are encoded one by one"
+    monkeypatch.setattr(OpenVinoEngine, "run_beside", fail)
+    inheritance.encode(4)
+    assert len(inheritance) == 1
+    later = viewer("p13", [(1, "play")])
+    assert full.memory is not None
+    full.memory.meet(later, full._live.stock.catalogue)  # type: ignore[union-attr]
+    assert inheritance.hand_over() == 8, "one has another history by now"
+    for profile in (*profiles[:13], later):
+        answer = await heir.home(profile, QUERY)
+        known = profile in profiles[5:13]
+        assert ("encoder" not in answer.timings_ms) is known, "the last seen come first"
+        assert_same(HomePage.model_validate_json(answer.body("r")), await home(fresh, profile))
+    assert heir.memory is not None
+    assert (heir.memory.hits, heir.memory.misses) == (12, 2)
+
+
 async def test_swapping_models_under_load_drops_no_request(
     small_artifacts: tuple[Path, Path], small_titles: list[Title]
 ) -> None:
@@ -355,7 +412,7 @@ async def test_one_history_that_the_model_cannot_take_costs_only_its_own_page(fu
     alone = [await home(full, profile) for profile in profiles]
     assert full.memory is not None
     poisoned = viewer("poisoned", [(1, "play")])
-    full.memory.meet(poisoned, full._live.stock.catalogue).unseen = [Visit(10**6, 1, 1)]  # type: ignore[union-attr]
+    full.memory.meet(poisoned, full._live.stock.catalogue).visits = np.array([[10**6, 1, 1]])  # type: ignore[union-attr]
     pages = await asyncio.gather(*[home(full, profile) for profile in (*profiles[:2], poisoned, *profiles[2:])])
     assert pages[2].degraded == ("model_failed",)
     assert on(pages[2])
@@ -387,7 +444,7 @@ async def test_a_twin_shows_the_same_without_the_model_and_meets_viewers_ahead(
     await twin._change(model=small_model)
     twin.prepare(FAN)
     assert twin.memory is not None
-    assert (twin.memory.hits, twin.memory.recent()) == (0, ["fan"])
+    assert (twin.memory.hits, list(twin.memory.known())) == (0, ["fan"])
     page = await home(twin, FAN)
     assert page.versions.model == small_model.version
     assert page.degraded == ()

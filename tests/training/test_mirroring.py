@@ -1,20 +1,26 @@
 """Plans mirrored into the registry: a real store, a real registry, real versions."""
 
 import shutil
+import subprocess
+import sys
 import threading
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
+import psutil
 import pytest
 import redis
 
 from features.settings import Settings
 from serve.artifacts import Artifact, read_artifact
+from serve.errors import Unavailable
 from serve.rollout.board import MODELS, plan_key
 from serve.rollout.plans import RolloutPlan
 from tests.training.versions import settings_of, variant
 from training import mirroring
-from training.mirroring import Followed, RegistryMirror, follow_plan, in_child, in_process
+from training.mirroring import Followed, InChild, RegistryMirror, follow_plan, in_process
 from training.registry import Registry
 
 MODEL = "small"
@@ -96,14 +102,54 @@ def test_it_waits_for_what_is_away_and_says_so_once(
     assert caplog.text.count("cannot be read") == 1
 
 
-def test_it_works_in_a_process_of_its_own(
+def test_it_works_in_a_process_of_its_own_that_is_kept_for_a_while(
     own: tuple[Registry, Path, list[Artifact]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, _, (one, _) = own
+    _, _, (one, two) = own
     monkeypatch.setenv("PLAYHEAD_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    before = {child.pid for child in psutil.Process().children()}
+
+    def workers() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if child.pid not in before]
+
     plan = RolloutPlan(model=MODEL, revision=1, champion=one.version)
-    followed = in_child(threading.Event())([plan])
-    assert followed[MODEL].registered == (one.version,)
+    with closing(InChild(threading.Event())) as work:
+        assert work([plan])[MODEL].registered == (one.version,)
+        (first,) = workers()
+        assert work([replace(plan, revision=2, challenger=two.version)])[MODEL].registered == (two.version,)
+        assert workers() == [first]
+        first.kill()
+        first.wait()
+        assert work([replace(plan, revision=3)])[MODEL].changed == ("challenger",)
+        (second,) = workers()
+        assert second != first
+    assert not workers()
     assert Registry.of(settings_of(tmp_path), {}).aliases(MODEL) == {"champion": one.version}
+
+
+def test_a_process_that_cannot_work_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    monkeypatch.setenv("PLAYHEAD_STORE_DEADLINE_MS", "never")
+    with pytest.raises(Unavailable, match="exit status 1"):
+        InChild(threading.Event())([RolloutPlan(model=MODEL, revision=1)])
+
+
+def test_a_process_that_works_is_ended_when_all_is_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = tmp_path / "silent"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n")
+    silent.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(silent))
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Unavailable, match="told to stop"):
+        InChild(stop)([RolloutPlan(model=MODEL, revision=1)])
+
+
+def test_a_process_ends_when_no_plans_come() -> None:
+    code = "from training import mirroring; mirroring.KEPT_S = 0.0; mirroring.main()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    assert child.wait(60) == 0
+    assert child.stdin is not None
+    child.stdin.close()

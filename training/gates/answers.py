@@ -120,7 +120,7 @@ class Answerer:
             states, masks, contexts = [], [], []
             for place in places:
                 who, eligible = self._asked(place)
-                states.append(scorer.encode(who.unseen))
+                states.append(scorer.encode(who.visits.tolist()))
                 masks.append(eligible)
                 contexts.append(who.context(int(held.times_ms[place])))
             rankings = scorer.rank(np.stack(states), np.stack(masks), np.stack(contexts))
@@ -140,7 +140,7 @@ class Answerer:
         scorer = self._at(int(self._held.moments[place]))
         who, eligible = self._asked(place)
         context = who.context(int(self._held.times_ms[place]))[None]
-        scorer.rank(scorer.encode(who.unseen)[None], eligible[None], context)
+        scorer.rank(scorer.encode(who.visits.tolist())[None], eligible[None], context)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,6 +11,7 @@ import numpy as np
 
 from features.titles import content_features
 from serve.artifacts import Artifact, read_table
+from serve.clock import utc
 from serve.errors import ArtifactError
 from training.datasets.dataset import Dataset
 from training.gates.answers import Answerer, Answers, Reference, time_pair
@@ -170,7 +171,7 @@ def _check_enough(held: HeldOut, settings: RecommendSettings) -> Check:
     passed = len(held) >= settings.least_starts and held.profiles >= settings.least_profiles
     return Check(
         name="held-out starts", passed=passed, measured=float(len(held)), bound=float(settings.least_starts),
-        text=f"{len(held)} starts of {held.profiles} profiles from {held.cut_ms} on (UTC ms); at least "
+        text=f"{len(held)} starts of {held.profiles} profiles from {utc(held.cut_ms)} on; at least "
         f"{settings.least_starts} of {settings.least_profiles} are needed"
         + ("" if passed else ": wait for more events, or train on data that ends earlier"),
     )  # fmt: skip
@@ -179,15 +180,15 @@ def _check_enough(held: HeldOut, settings: RecommendSettings) -> Check:
 def _check_cut(candidate: Artifact, champion: Artifact, cut_ms: int) -> Check:
     """Whether the candidate was trained on nothing from the cut on, and the champion neither."""
     late = [
-        f"{who} {artifact.version} on events up to {artifact.manifest.lineage.last_ts_ms}"
+        f"{who} {artifact.version} on events up to {utc(artifact.manifest.lineage.last_ts_ms)}"
         for who, artifact in (("candidate", candidate), ("champion", champion))
         if artifact.manifest.lineage is not None and artifact.manifest.lineage.last_ts_ms >= cut_ms
     ]
     newest = candidate.manifest.lineage.last_ts_ms if candidate.manifest.lineage else 0
     return Check(
         name="leakage: lineage", passed=not late, measured=float(newest), bound=float(cut_ms),
-        text=f"trained on what is held out from {cut_ms}: {'; '.join(late)}" if late
-        else f"trained on nothing from the cut on ({cut_ms})",
+        text=f"trained on what is held out from {utc(cut_ms)}: {'; '.join(late)}" if late
+        else f"trained on nothing from the cut on ({utc(cut_ms)})",
     )  # fmt: skip
 
 

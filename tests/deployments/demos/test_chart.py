@@ -1,6 +1,6 @@
 """The demo's chart: shares of plays by version, and a page that needs nothing else."""
 
-from deployments.demos.chart import Mark, plays_by_version, render
+from deployments.demos.chart import Mark, label_rows, plays_by_version, render
 from loadtests.browsing import Visit
 
 OLD, NEW = "a" * 12, "b" * 12
@@ -30,3 +30,11 @@ def test_a_page_names_versions_marks_and_failures_and_asks_for_nothing_else() ->
 
 def test_a_demo_without_visits_still_has_a_page() -> None:
     assert "0 visits" in render("A demo", [], [], {})
+
+
+def test_no_label_covers_another() -> None:
+    assert label_rows([]) == []
+    labels = [(100.0, "shift"), (101.0, "drift"), (300.0, "gate"), (300.0, "10%"), (300.0, "tried")]
+    assert label_rows(labels) == [0, 1, 0, 1, 2]
+    at_the_end = [(800.0, "poisoned"), (860.0, "rollback"), (870.0, "over")]  # which end at their marks
+    assert label_rows(at_the_end) == [0, 1, 0]

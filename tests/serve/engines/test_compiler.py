@@ -23,8 +23,10 @@ from serve.engines.compiler import (
     compiling_by,
     imported,
     load_niceness,
+    taking_turns,
 )
-from serve.errors import ArtifactError
+from serve.engines.openvino import OpenVinoEngine
+from serve.errors import ArtifactError, InvalidInput
 from tests.contracts.small_model import example, resealed_artifact, small_artifact
 
 
@@ -69,6 +71,69 @@ def test_an_engine_that_was_compiled_beside_answers_alike(name: str) -> None:
             np.testing.assert_array_equal(answer[output], expected)
 
 
+def test_the_process_that_compiled_a_graph_runs_it_as_long_as_it_is_there() -> None:
+    artifact = small_artifact()
+    inputs, other = example("encoder", batch=2, time=7), example("encoder", batch=1, time=5)
+    table = inputs.pop("table")
+    del other["table"]
+    here = load_engine(artifact, "encoder", "cpu")
+    with compiling_beside():
+        there = load_engine(artifact, "encoder", "cpu")
+        engines = [there.bind({"table": table}), there.sibling().bind({"table": 2 * table})]
+        (process,) = children()
+        before = process.cpu_times()
+        for engine, bound in zip(engines, (table, 2 * table), strict=True):
+            for given in (inputs, other, inputs):
+                expected = here({**given, "table": bound})["state"]
+                np.testing.assert_allclose(engine.run_beside(given)["state"], expected, atol=1e-5)
+        for _ in range(200):
+            engines[0].run_beside(inputs)
+        assert sum(process.cpu_times()[:2]) > sum(before[:2])
+        with pytest.raises(InvalidInput, match="titles"):
+            engines[0].run_beside({**inputs, "titles": inputs["titles"].astype(np.float32)})
+        rebound = engines[0].bind({"table": 3 * table})
+        expected = here({**inputs, "table": 3 * table})["state"]
+        np.testing.assert_allclose(rebound.run_beside(inputs)["state"], expected, atol=1e-5)
+        process.kill()
+        process.wait()
+        with pytest.raises(RuntimeError, match="ended with"):
+            rebound.run_beside(inputs)
+        np.testing.assert_array_equal(
+            rebound.run_beside(inputs)["state"], rebound(inputs)["state"]
+        )  # here, from now on
+    np.testing.assert_array_equal(engines[1].run_beside(inputs)["state"], engines[1](inputs)["state"])
+
+
+def test_what_a_failed_run_was_given_is_not_what_the_next_one_goes_by() -> None:
+    artifact = small_artifact()
+    inputs = example("encoder", batch=2, time=7)
+    table = inputs.pop("table")
+    with compiling_beside():
+        engine = load_engine(artifact, "encoder", "cpu")
+        assert isinstance(engine, OpenVinoEngine)
+        one = engine.bind({"table": table})
+        expected = one.run_beside(inputs)["state"]
+        assert engine._beside is not None
+        with pytest.raises(RuntimeError):
+            engine._beside.run({**inputs, "nothing of the sort": table}, {"table": 2 * table})
+        np.testing.assert_array_equal(one.run_beside(inputs)["state"], expected)
+
+
+def test_a_run_that_takes_too_long_ends_the_process_and_is_made_here_from_then_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    artifact = small_artifact()
+    inputs = example("encoder", batch=2, time=7)
+    with compiling_beside():
+        engine = load_engine(artifact, "encoder", "cpu")
+        (process,) = children()
+        process.suspend()
+        monkeypatch.setattr(compiler, "RUN_S", 0.2)
+        with pytest.raises(RuntimeError, match=r"took more than 0\.2 s"):
+            engine.run_beside(inputs)
+        np.testing.assert_array_equal(engine.run_beside(inputs)["state"], engine(inputs)["state"])
+
+
 def test_sizes_that_are_fixed_are_fixed_beside_too() -> None:
     artifact = small_artifact()
     sizes = {"B": 1, "T": 7}
@@ -102,8 +167,8 @@ def test_a_process_that_is_killed_is_an_error_and_another_one_takes_over(beside:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(RuntimeError, match="the process that compiles ended with -9"):
         beside.compile(one)
-    assert imported(beside.compile(one), one.options).outputs
-    assert imported(first, one.options).outputs
+    assert imported(beside.compile(one).content, one.options).outputs
+    assert imported(first.content, one.options).outputs
 
 
 def test_one_that_takes_too_long_is_ended() -> None:
@@ -163,3 +228,24 @@ def test_it_starts_with_little() -> None:
     )
     heavy = {"numpy", "openvino", "pyarrow", "pydantic", "serve.engines", "serve.artifacts"}
     assert not heavy & set(answer.stdout.split())
+
+
+def test_what_is_done_beside_answers_rests_as_long_as_it_took(
+    beside: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(compiler.time, "sleep", rests.append)
+    artifact = small_artifact()
+    load_engine(artifact, "encoder", "cpu").sibling()
+    assert not rests, "nobody is waited for"
+    with compiling_by(beside):
+        engine = load_engine(artifact, "encoder", "cpu")
+        n_rests = len(rests)
+        engine.sibling()
+        with taking_turns():
+            until_s = time.thread_time() + 0.05
+            while time.thread_time() < until_s:
+                pass
+    assert n_rests >= 2, "what was compiled is read, and tried out"
+    assert len(rests) == n_rests + 2
+    assert rests[-1] >= 0.05

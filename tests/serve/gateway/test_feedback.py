@@ -101,6 +101,26 @@ async def test_a_judged_page_is_stored_once_with_its_version_and_becomes_labels(
     assert len(pl.read_csv(settings.home / "labels.csv")) == 6
 
 
+async def test_labels_have_the_version_that_the_page_tells_whatever_was_said_before_it_was_known(
+    client: httpx.AsyncClient, arguments: Arguments, store: redis.Redis
+) -> None:
+    page = (await client.get("/v1/home", params={"profile_id": "p1", "items": 4})).json()
+    deadline = time.monotonic() + 10
+    while not (told := store.keys("playhead:exposures:versions:*")):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    store.delete(*told)  # as if it were not told yet
+    said = {"kind": "recommendation_row", "request_id": page["request_id"], "row": "top_picks", "subject_id": None}
+    claimed = await give(client, **said, version="0" * 12)
+    assert (claimed["version"], claimed["version_from"]) == ("0" * 12, "caller")
+    settings = arguments.settings()
+    drain(settings, FEEDBACK)
+    drain(settings, EXPOSURES)
+    labels = make_labels(settings)
+    assert set(labels["version"]) == {page["versions"]["model"]}
+    assert set(labels["version_from"]) == {"exposure"}
+
+
 async def test_other_kinds_and_who_knows_their_version(client: httpx.AsyncClient, store: redis.Redis) -> None:
     tag = await give(client)
     assert (tag["model"], tag["version"], tag["version_from"]) == ("tags", None, None)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import httpx
 import orjson
+import pytest
 import redis
 
 from serve.arguments import Arguments
 from serve.gateway.rollouts import OPERATOR_VARIABLE
 from serve.rollout.assignment import assign
 from serve.rollout.board import load_plan, plan_key
-from serve.rollout.standing import SERVING
+from serve.rollout.standing import SERVING, read_serving
 from tests.conftest import ValkeyProcess, free_port
 from tests.serve.gateway.conftest import OpenClient
 from tests.serve.gateway.test_rollouts import HEADERS, NAMES, answering, change, eventually, token, versions
@@ -109,6 +110,44 @@ async def test_a_folder_of_models_that_is_away_costs_no_answer(
             return set((await answering(client)).values()) == {first}
 
         await eventually(back, 10)
+
+
+async def test_what_stands_in_for_a_champion_that_cannot_be_loaded_says_so_until_it_can(
+    arguments: Arguments,
+    open_client: OpenClient,
+    versions: tuple[str, str],
+    store: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve.rollout.fleet._RETRY_S", 0.2)
+    first, second = versions
+    folder = arguments.settings().models / "recommend" / second
+
+    async def page(client: httpx.AsyncClient) -> tuple[str, bool]:
+        found = (await client.get("/v1/home", params={"profile_id": "p1", "rows": 1})).json()
+        return found["versions"].get("model", ""), "stale_model" in found["degraded"]
+
+    async with open_client(arguments) as client:
+        await change(client, "promote", version=second, share=1)
+
+        async def promoted() -> bool:
+            noted = read_serving(folder.with_name(SERVING)).get("champion")
+            return noted == second and await page(client) == (second, False)
+
+        await eventually(promoted, 10)
+    shutil.move(folder, folder.with_name("away"))
+    store.delete(plan_key("recommend"))  # all that is left is this machine's note
+    async with open_client(arguments) as client:
+        assert await page(client) == (first, True)
+        back = await client.post("/v1/models/recommend/rollback", json={"version": second}, headers=HEADERS)
+        assert (back.status_code, store.get(plan_key("recommend"))) == (422, None), "what stands in is no way back"
+        assert (await client.get("/v1/titles/t1/similar")).json()["degraded"] == ["stale_model"]
+        shutil.move(folder.with_name("away"), folder)
+
+        async def healed() -> bool:
+            return await page(client) == (second, False)
+
+        await eventually(healed, 10)
 
 
 async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is_told_again(

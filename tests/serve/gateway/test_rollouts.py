@@ -296,7 +296,10 @@ async def test_versions_of_quality_are_compared_beside_the_champions_estimates(
         ("pause", {}, HEADERS, 422, "model"),
         ("rollback", {}, HEADERS, 422, "version"),
         ("promote", {"version": "0" * 12}, {}, 401, OPERATOR_HEADER),
+        ("promote", {"share": "half", "unknown": 1}, {}, 401, OPERATOR_HEADER),  # strangers learn nothing of the body
         ("rollback", {"reason": "x" * 501}, HEADERS, 422, "reason"),
+        ("rollback", {"reason": "\x1b[31mred"}, HEADERS, 422, "reason"),
+        ("pause", {"by": "\x9b31m"}, HEADERS, 422, "by"),
         ("shadow", {"version": "0" * 12}, HEADERS, 404, "version"),
         ("shadow", {}, HEADERS, 422, "version"),
     ],

@@ -19,7 +19,9 @@ def test_figures_stand_in_order(scores):
     pooled = pool(scores, _times(len(scores)))
     slack = 1e-9
     assert scores.min() - slack <= pooled.p1 <= pooled.p5 + slack
-    assert scores.min() - slack <= pooled.worst_second <= pooled.mean + slack
+    assert scores.min() - slack <= pooled.worst_second <= scores.max() + slack
+    if len(scores) % 25 == 0 or len(scores) < 25:  # seconds that make up the clip: one is not above their mean
+        assert pooled.worst_second <= pooled.mean + slack
     assert pooled.harmonic_mean <= pooled.mean + slack
     assert pooled.margin == 0
 

@@ -137,6 +137,7 @@ async def test_a_champion_that_cannot_be_loaded_leaves_the_one_before(fleet: Fle
     await apply(fleet, STEADY.crowned(B, 1))
     assert answering(fleet) == {A}
     assert [(one.version, one.state) for one in fleet.states] == [(A, "refused")]
+    assert fleet.lineup.stale
     await apply(fleet, STEADY.crowned("d" * 12, 1))
     assert answering(fleet) == {A}
     assert "an artifact in" in fleet.states[0].detail
@@ -144,6 +145,7 @@ async def test_a_champion_that_cannot_be_loaded_leaves_the_one_before(fleet: Fle
     fleet.forgive()
     await apply(fleet, STEADY.crowned(B, 2))
     assert answering(fleet) == {B}
+    assert not fleet.lineup.stale
 
 
 async def test_at_a_start_a_damaged_champion_leaves_the_one_before_and_nobody_else(
@@ -151,7 +153,7 @@ async def test_at_a_start_a_damaged_champion_leaves_the_one_before_and_nobody_el
 ) -> None:
     (models / "m" / B / "damaged").touch()
     await apply(fleet, STEADY.crowned(B, 1).begun(C, 0.01, 2))
-    assert fleet.lineup.champion.version == A
+    assert (fleet.lineup.champion.version, fleet.lineup.stale) == (A, True)
     assert fleet.lineup.challenger is not None
     assert sum(fleet.lineup.of(str(unit))[0].version == C for unit in range(2000)) < 100
     assert (fleet.states[0].version, fleet.states[0].state) == (A, "refused")
@@ -227,9 +229,16 @@ async def test_graphs_are_compiled_beside_once_there_is_a_version_that_answers(
     async def another() -> Stage:
         return Compiled()
 
-    fleet: Fleet[Stage] = Fleet("m", models, Compiled(), another, Metrics())
+    async def warm_up(stage: Stage) -> None:
+        with pytest.raises(AttributeError):
+            await asyncio.to_thread(compiled_beside, None)  # type: ignore[arg-type]
+        warmed.append(stage.version)
+
+    warmed: list[str | None] = []
+    fleet: Fleet[Stage] = Fleet("m", models, Compiled(), another, Metrics(), warm_up)
     await apply(fleet, STEADY)
     await apply(fleet, STEADY.begun(B, 0.5, 1))
     assert asked == [False, True]
+    assert warmed == [B], "the process is there until a version answers"
     assert answering(fleet) == {A, B}
     await fleet.close()

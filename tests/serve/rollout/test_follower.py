@@ -126,6 +126,25 @@ async def test_what_is_named_while_nothing_runs_is_published_at_the_next_start(
     assert (told.champion, told.previous) == (C, B)
 
 
+async def test_what_the_folder_names_stands_in_for_what_answered_last_and_is_gone(
+    store: redis.Redis, settings: Settings, models: Path
+) -> None:
+    write(store, RolloutPlan(model="m", champion=A).crowned(B, 1))
+    async with follower(settings) as (_, fleet):
+        assert champion(fleet) == B
+    store.delete(board.plan_key("m"))
+    (models / "m" / B).rename(models / "away")
+    async with follower(settings) as (made, fleet):
+        assert champion(fleet) == A
+        assert (made.states[0].version, made.states[0].state) == (A, "refused")
+        assert B in made.states[0].detail
+        assert stored(store) is None, "what one machine lacks is no change"
+        (models / "away").rename(models / "m" / B)
+        fleet.forgive()
+        await look((made, fleet))
+        assert champion(fleet) == B
+
+
 async def test_a_machine_that_comes_anew_changes_nothing(
     store: redis.Redis, settings: Settings, models: Path, tmp_path: Path
 ) -> None:

@@ -16,11 +16,18 @@ from serve.rollout.assignment import assign
 from serve.rollout.fleet import Lineup
 from serve.rollout.planner import FleetPlanner
 from serve.rollout.plans import RolloutPlan
+from serve.schemas import STALE_MODEL
 from serve.vitals import ModelVitals
 
 A, B = "a" * 12, "b" * 12
 PLAN = RolloutPlan(model="bitrate", champion=A, revision=1).begun(B, 0.5, 1)
-SESSIONS = [Session(rungs_kbps=(300.0, 900.0), places=(0, 1), session_id=f"s{number}") for number in range(20)]
+
+
+def sessions() -> list[Session]:
+    return [Session(rungs_kbps=(300.0, 900.0), places=(0, 1), session_id=f"s{number}") for number in range(20)]
+
+
+SESSIONS = sessions()
 CHALLENGED = [place for place, one in enumerate(SESSIONS) if assign(PLAN, str(one.session_id)).challenged]
 
 
@@ -57,6 +64,26 @@ async def test_the_champion_has_what_the_challenger_left(monkeypatch: pytest.Mon
     assert plan.missing == {B: len(challenged)}
     assert champion.within_s == [pytest.approx(0.2, abs=0.1)]
     assert champion.within_s[0] <= 0.2
+
+
+@pytest.mark.parametrize(
+    ("challenger", "places", "told"),
+    [
+        (None, range(20), {A: [STALE_MODEL]}),
+        (B, range(20), {A: [STALE_MODEL], B: []}),
+        (B, CHALLENGED, {B: []}),
+    ],
+)
+async def test_what_stands_in_for_the_champion_says_so_and_the_challenger_does_not(
+    challenger: str | None, places: Sequence[int], told: dict[str, list[str]]
+) -> None:
+    plan = PLAN if challenger else RolloutPlan(model="bitrate", champion="c" * 12)
+    other = Policy(challenger, 0.0) if challenger else None
+    fleet: Any = SimpleNamespace(lineup=Lineup(plan, Policy(A, 0.0), other, stale=True))  # type: ignore[type-var]
+    decider = Decider(FleetPlanner(fleet), Nothing(), Metrics(), ModelVitals(lambda: A))
+    asking = sessions()
+    decisions, _ = await decider.decide([asking[place] for place in places], 5.0)
+    assert {one.version: one.session.reasons for one in decisions} == told
 
 
 @pytest.mark.timed

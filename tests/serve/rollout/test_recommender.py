@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Collection
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from serve.rollout.assignment import assign
 from serve.rollout.fleet import LOADING_MS, Lineup
 from serve.rollout.plans import RolloutPlan
 from serve.rollout.recommender import CHALLENGER_S, FleetRanker, acquaint
-from serve.schemas import MODEL_FAILED, Answer, HomeQuery
+from serve.schemas import MODEL_FAILED, STALE_MODEL, Answer, HomeQuery
 
 A, B = "a" * 12, "b" * 12
 PLAN = RolloutPlan(model="recommend", champion=A, revision=1).begun(B, 0.5, 1)
@@ -102,6 +101,21 @@ async def test_while_the_challenger_is_loaded_nothing_counts_and_what_never_come
         assert (FleetRanker(fleet).assigned(NAME) is not None) is counts
 
 
+async def test_what_stands_in_for_the_champion_says_so_and_the_challenger_does_not() -> None:
+    fleet: Any = SimpleNamespace(lineup=Lineup(PLAN, Pages(A), Pages(B), stale=True))  # type: ignore[type-var]
+    pages = [await FleetRanker(fleet).home(ProfileFeatures(str(name)), HomeQuery()) for name in range(50)]
+    told = {(page.versions["model"], page.degraded) for page in pages}
+    assert told == {(A, (STALE_MODEL,)), (B, ())}
+
+
+async def test_a_challenger_that_stands_in_for_the_champion_makes_its_own_pages_as_well() -> None:
+    both = Pages(B)
+    fleet: Any = SimpleNamespace(lineup=Lineup(PLAN, both, both, stale=True))  # type: ignore[type-var]
+    answer = await FleetRanker(fleet).home(ProfileFeatures(NAME), HomeQuery())
+    assert answer.assigned is not None
+    assert (answer.assigned.challenged, answer.assigned.missed) == (True, False)
+
+
 def test_who_should_answer_is_known_before() -> None:
     known = ranker(Pages(B)).assigned(NAME)
     assert known is not None
@@ -110,54 +124,55 @@ def test_who_should_answer_is_known_before() -> None:
     assert FleetRanker(steady).assigned(NAME) is None
 
 
-class Profiles:
-    """Features of profiles; those in `down` are not to be had."""
-
-    def __init__(self, down: Collection[str] = ()) -> None:
-        self.down = down
-        self.read_ids: list[str] = []
-
-    async def read(self, profile_id: str) -> ProfileFeatures:
-        self.read_ids.append(profile_id)
-        return ProfileFeatures(profile_id, degraded=("features_timeout",) if profile_id in self.down else ())
-
-
-class Prepares:
-    """Notes whom it prepares for, and takes its time."""
+class Inherits:
+    """A ranker that is to know 30 viewers; each takes so long."""
 
     def __init__(self, takes_s: float = 0.0) -> None:
-        self.known: list[str] = []
+        self.waiting, self.met, self.known = 30, 0, 0
         self.takes_s = takes_s
+        self.memory: object = None
+        self.changes_at = 0
 
-    def prepare(self, profile: ProfileFeatures) -> None:
-        if profile.profile_id == "5":
-            raise ValueError("a history that the model does not take")
-        time.sleep(self.takes_s)
-        self.known.append(profile.profile_id)
+    def inheritance(self, before: object) -> "Inherits | None":
+        return None if before is None else before  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return self.waiting
+
+    def encode(self, count: int) -> None:
+        count = min(count, self.waiting)
+        until_s = time.thread_time() + count * self.takes_s
+        while time.thread_time() < until_s:
+            pass
+        self.waiting -= count
+        self.met += count
+        if self.met == self.changes_at:
+            self.memory = object()
+
+    def hand_over(self) -> int:
+        self.known = self.met
+        return self.known
 
 
-IDS = [str(number) for number in range(30)]
-
-
-async def test_a_version_meets_viewers_before_it_answers_the_last_seen_first() -> None:
-    ranker: Any = Prepares()
-    assert await acquaint(ranker, IDS, Profiles(down={"3"})) == 29
-    assert ranker.known == [name for name in IDS if name not in {"3", "5"}]
-
-
-async def test_where_the_store_fails_it_does_not_go_on() -> None:
-    ranker: Any = Prepares()
-    profiles = Profiles(down=IDS)
-    assert await acquaint(ranker, IDS, profiles) == 0
-    assert len(profiles.read_ids) < len(IDS)
+async def test_a_version_gets_acquainted_before_it_answers() -> None:
+    ranker: Any = Inherits()
+    assert await acquaint(ranker, ranker) == 30
+    assert ranker.known == 30
+    changed, other = Inherits(), Inherits()
+    changed.changes_at = 16
+    assert await acquaint(other, changed) == 0, "the catalogue changed"  # type: ignore[arg-type]
+    assert (changed.waiting, changed.known) == (14, 0)
+    nobody: Any = None
+    assert await acquaint(Inherits(), nobody) == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.timed
 async def test_it_takes_half_of_the_time_and_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranker: Any = Prepares(0.01)
+    ranker: Any = Inherits(0.01)
     began_s = time.monotonic()
-    await acquaint(ranker, IDS, Profiles())
-    assert time.monotonic() - began_s >= 2 * 29 * 0.01
+    assert await acquaint(ranker, ranker) == 30
+    assert time.monotonic() - began_s >= 2 * 30 * 0.01
     monkeypatch.setattr(recommender, "ACQUAINT_S", 0.1)
-    ranker.known.clear()
-    assert 0 < await acquaint(ranker, IDS, Profiles()) < 30
+    ranker = Inherits(0.01)
+    assert 0 < await acquaint(ranker, ranker) < 30
+    assert 0 < ranker.known < 30

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, hypergeom
 
 from serve.errors import InvalidInput
-from serve.rollout.sequential import DELTAS, CountTest
+from serve.rollout.sequential import DELTAS, CountTest, evidence_text
 
 DIRECTIONS = st.sampled_from(["more", "fewer", "either"])
 SHARES = st.floats(0.005, 0.995)
@@ -201,3 +201,9 @@ def test_the_grid_is_fine_near_one_and_reaches_far():
     assert np.exp(DELTAS[[0, -1]]) == pytest.approx([1 / 50, 50])
     assert np.abs(DELTAS).min() < 1e-12
     assert np.diff(DELTAS).min() < 0.006
+
+
+def test_evidence_is_told_as_people_write_numbers() -> None:
+    assert [evidence_text(value) for value in (0.0123, 4.857, 99.94, 100.0, 750.0, 1_022.8, 3.2e12)] == [
+        "0.0123", "4.86", "99.9", "100", "750", "1,023", "3.2e+12",
+    ]  # fmt: skip
