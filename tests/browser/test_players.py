@@ -1,26 +1,17 @@
 """Players that ask Playhead for each segment, one ahead: they fetch what it says, and play on when it is gone."""
 
-import time
-from collections.abc import Callable
-
 import pytest
 
 from tests.browser.conftest import Browser, Viewing
 from tests.browser.edge import Fetch, Nginx
 from tests.browser.playhead import PlayheadServer
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timed
 
 SEGMENTS = 13
 STOP_AFTER = 7
 NETWORK_KBPS = 2500
-
-
-def wait_for(met: Callable[[], bool], within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.timeout(90)

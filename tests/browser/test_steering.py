@@ -21,11 +21,11 @@ from tests.browser import playhead as playhead_module
 from tests.browser.conftest import Browser, Viewing
 from tests.browser.edge import Fetch, Nginx, running_nginx
 from tests.browser.playhead import PlayheadServer
-from tests.browser.test_players import wait_for
 from tests.browser.title import SEGMENT_S, Title
 from tests.serve.conftest import make_title as make_catalogue_title
 from tests.serve.gateway.conftest import write_titles
 from tests.serve.steering.audience import outage
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timed
 

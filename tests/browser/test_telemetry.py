@@ -24,10 +24,10 @@ from serve.telemetry.sessions import Session, Sessions
 from tests.browser.conftest import HERE, NODE, Browser, OpenEdge, Viewing
 from tests.browser.edge import Nginx
 from tests.browser.playhead import PlayheadServer
-from tests.browser.test_players import wait_for
 from tests.browser.title import AUDIO_KBPS, DURATION_S, RUNGS_KBPS, Title
 from tests.serve.gateway.test_telemetry import logged
 from tests.serve.telemetry.test_cmcd import MALFORMED, V1_EXAMPLES, V1_HEADERS
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timed
 

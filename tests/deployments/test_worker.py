@@ -1,6 +1,5 @@
 import asyncio
 import os
-import time
 
 import orjson
 import psutil
@@ -18,6 +17,7 @@ from serve.rollout.decisions import LEAST_VARIABLE
 from serve.rollout.plans import RolloutPlan
 from serve.watchtower import board
 from serve.watchtower.webhook import ADDRESS_VARIABLE
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -43,11 +43,12 @@ def write(settings, event_id):
 
 def test_events_reach_the_files_and_the_worker_ends_with_its_starter(settings, worker):
     write(settings, "e1")
-    deadline = time.monotonic() + 30
-    while "e1" not in read_log(settings.home / "events")["event_id"].to_list():
-        assert time.monotonic() < deadline
+
+    def written():
         assert worker.exit_status() is None, worker.log_tail()
-        time.sleep(0.05)
+        return "e1" in read_log(settings.home / "events")["event_id"].to_list()
+
+    wait_for(written)
     worker.popen.stdin.close()  # what happens to it when its starter is killed
     assert worker.popen.wait(10) == 0
 
@@ -61,11 +62,12 @@ def test_a_watchtower_takes_its_roles_and_gives_them_back(settings):
     environment = {**os.environ, "PLAYHEAD_HOME": str(settings.home), "REDIS_URL": settings.redis_url}
     child = start_worker("watchtower", RunFolder(settings.home), environment)
     with redis.Redis.from_url(settings.redis_url) as store:
-        deadline = time.monotonic() + 30
-        while store.zcard(board.REPLICAS) == 0 or not store.get(board.lease_key(board.OUTAGE_ROLE)):
-            assert time.monotonic() < deadline
+
+        def at_work():
             assert child.exit_status() is None, child.log_tail()
-            time.sleep(0.05)
+            return store.zcard(board.REPLICAS) and store.get(board.lease_key(board.OUTAGE_ROLE))
+
+        wait_for(at_work)
         child.popen.stdin.close()
         assert child.popen.wait(20) == 0, child.log_tail()
         assert store.get(board.lease_key(board.OUTAGE_ROLE)) is None
@@ -94,11 +96,12 @@ def test_the_registry_part_looks_and_ends_when_asked(settings):
         plan = RolloutPlan(model="recommend", revision=1, champion="0" * 12)
         store.set(plan_key("recommend"), orjson.dumps(plan.as_json()))
         store.sadd(MODELS, "recommend")
-        deadline = time.monotonic() + 60
-        while "MLflow registry that answers" not in child.log_tail():
-            assert time.monotonic() < deadline, child.log_tail()
+
+        def told():
             assert child.exit_status() is None, child.log_tail()
-            time.sleep(0.05)
+            return "MLflow registry that answers" in child.log_tail()
+
+        wait_for(told)
     assert psutil.Process(child.record.pid).memory_info().rss < 200 << 20
     child.popen.stdin.close()
     assert child.popen.wait(20) == 0, child.log_tail()

@@ -18,22 +18,12 @@ from features.link import StoreLink
 from features.online import OnlineFeatures
 from features.records import READ_FIELDS, profile_key
 from features.stream import EventWriter
+from tests.waiting import eventually
 
 
 def an_event(index=0, profile="p1", **fields):
     return Event(**{"event_id": f"{profile}-{index}", "profile_id": profile, "title_id": f"t{index}", "kind": "play",
                     "ts": 1_700_000_000_000 + index, **fields})  # fmt: skip
-
-
-async def until(condition, seconds=10.0):
-    """Poll an async condition."""
-    end = time.monotonic() + seconds
-    while True:
-        value = await condition()
-        if value:
-            return value
-        assert time.monotonic() < end, "condition never came true"
-        await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager
@@ -111,13 +101,13 @@ async def test_a_store_that_is_down_degrades_at_once_and_recovers(settings, valk
         async def recovered():
             return (await features.read("p1")).known
 
-        await until(recovered)
+        await eventually(recovered)
 
         async def written():
             with contextlib.suppress(StoreUnavailable):
                 return await writer.write([an_event(1)])
 
-        await until(written)
+        await eventually(written)
         assert (await features.read("p1")).history.n_events == 2
         assert features.outcomes["features_unavailable"] >= 20
 
@@ -140,7 +130,7 @@ async def test_a_frozen_store_costs_no_more_than_the_deadline_and_recovers(setti
         async def recovered():
             return (await features.read("p1")).known
 
-        await until(recovered)
+        await eventually(recovered)
 
 
 async def test_a_connection_that_went_dead_is_made_anew(settings, valkey_process):

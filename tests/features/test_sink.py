@@ -5,7 +5,6 @@ import contextlib
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import redis
 from features.events import Event, EventKind
 from features.sink import EVENTS, GROUP, LogSink, read_log
 from features.stream import STREAM, EventWriter
+from tests.waiting import wait_for
 
 DAY_MS = 24 * 3600 * 1000
 START = 1_700_000_000_000
@@ -155,10 +155,10 @@ def test_run_waits_out_a_store_that_is_down_and_stops_when_told(settings, valkey
         thread.start()
         try:
             valkey_process.kill()
-            wait_until(lambda: "round failed" in caplog.text)
+            wait_for(lambda: "round failed" in caplog.text)
             valkey_process.start()
             write(settings, [an_event(i) for i in range(5)])
-            wait_until(lambda: read_log(tmp_path).height == 5)
+            wait_for(lambda: read_log(tmp_path).height == 5)
         finally:
             stop.set()
             thread.join(timeout=20)
@@ -192,7 +192,7 @@ def test_no_trouble_ends_a_sink(settings, tmp_path, client, caplog):
         thread = threading.Thread(target=sink.run, args=(stop,), kwargs={"pause_s": 0.01})
         thread.start()
         try:
-            wait_until(lambda: read_log(tmp_path / "log").height == 1)
+            wait_for(lambda: read_log(tmp_path / "log").height == 1)
         finally:
             stop.set()
             thread.join(timeout=20)
@@ -225,7 +225,7 @@ def test_sinks_killed_again_and_again_lose_nothing(settings, tmp_path, client):
         try:
             child.stdout.readline()
             target = 0 if round_ == 3 else left - 200
-            wait_until(lambda target=target: client.xlen(STREAM) <= target, seconds=60)
+            wait_for(lambda target=target: client.xlen(STREAM) <= target)
         finally:
             child.kill()
             child.wait()
@@ -235,10 +235,3 @@ def test_sinks_killed_again_and_again_lose_nothing(settings, tmp_path, client):
             assert left > 0, "it was to be killed mid-way"
     assert left == 0
     assert read_log(folder)["event_id"].to_list() == [event.event_id for event in events]
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "condition never came true"
-        time.sleep(0.005)

@@ -13,6 +13,7 @@ from loadtests.audience.sender import SenderSettings, Sent, send
 from loadtests.audience.sessions import Audience
 from serve.errors import InvalidInput
 from serve.telemetry.reports import Report, context_of, read_lines, read_plain
+from tests.waiting import eventually
 
 EVENING = 1_790_000_000_000
 
@@ -154,9 +155,7 @@ async def test_nobody_there_is_counted_and_raises_nothing(reports, closed_port_u
 async def test_sending_can_be_stopped_midway(reports, collector):
     counts = Sent()
     task = asyncio.create_task(send(reports, SenderSettings(base_url=collector.url, tick_s=0.05), sent=counts))
-    deadline = time.monotonic() + 10
-    while not counts.accepted and time.monotonic() < deadline:  # noqa: ASYNC110 - the sender has no event to wait for
-        await asyncio.sleep(0.02)
+    await eventually(lambda: counts.accepted)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

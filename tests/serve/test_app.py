@@ -30,6 +30,7 @@ from serve.vitals import ModelVitals
 from tests.conftest import free_port
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import arguments, install_model, opened  # noqa: F401 - a fixture
+from tests.waiting import eventually, wait_for
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray declares its configuration in a way that pydantic deprecates
@@ -164,14 +165,15 @@ class SlowPlanner:
 
 async def test_models_of_the_remote_stages_are_told(split: tuple[Arguments, Any, Any, Any]) -> None:
     async with opened(*split) as client:
-        deadline = time.monotonic() + 15
-        while True:
-            models = (await client.get("/v1/models")).json()["models"]
-            if [model["state"] for model in models] == ["live", "live", "missing", "missing"]:
-                assert [model["name"] for model in models] == ["recommend", "bitrate", "quality", "detectors"]
-                break
-            assert time.monotonic() < deadline, models
-            await asyncio.sleep(0.05)
+
+        async def told() -> dict[str, str]:
+            return {model["name"]: model["state"] for model in (await client.get("/v1/models")).json()["models"]}
+
+        async def all_told() -> bool:
+            return list((await told()).values()) == ["live", "live", "missing", "missing"]
+
+        await eventually(all_told)
+        assert list(await told()) == ["recommend", "bitrate", "quality", "detectors"]
 
 
 SERVE_SCRIPT = """
@@ -224,9 +226,7 @@ def test_on_a_real_ray_a_dead_ranker_costs_the_ranking_and_not_the_answer(argume
                 assert answer.headers["x-request-id"] == "r-7"
                 return HomePage.model_validate_json(answer.content)
 
-            deadline = time.monotonic() + 60
-            while page().degraded != ("unknown_profile",):
-                assert time.monotonic() < deadline, page().degraded
+            wait_for(lambda: page().degraded == ("unknown_profile",))
             process.stdin.write("Ranker\n")
             process.stdin.flush()
             assert int(process.stdout.readline()) == 1
@@ -238,10 +238,7 @@ def test_on_a_real_ray_a_dead_ranker_costs_the_ranking_and_not_the_answer(argume
                 assert found.rows, "the stand-in made no page"
                 degraded |= set(found.degraded)
             assert degraded & {"ranker_timeout", "ranker_unreachable"}
-            deadline = time.monotonic() + 90
-            while page().degraded != ("unknown_profile",):  # Serve starts another replica
-                assert time.monotonic() < deadline, page().degraded
-                time.sleep(0.2)
+            wait_for(lambda: page().degraded == ("unknown_profile",), pause_s=0.2)  # Serve starts another replica
             refused = client.post("/v1/events", content=b"{", headers={"content-type": "application/json"})
             assert (refused.status_code, refused.headers["content-type"]) == (400, "application/problem+json")
         process.stdin.close()

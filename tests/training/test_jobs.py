@@ -12,6 +12,7 @@ import pytest
 
 from serve.errors import PlayheadError
 from tests.training import ray_home
+from tests.waiting import wait_for
 from training.jobs import NICENESS, JobError, Resources, run_job
 
 DEADLINE_S = 50
@@ -31,13 +32,6 @@ class Job:
 @pytest.fixture
 def job(small_ray, tmp_path):
     return Job(tmp_path)
-
-
-def until(condition):
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def alive(process):
@@ -98,7 +92,7 @@ def test_nothing_of_a_driver_that_ends_is_left(tmp_path, number):
     """It has a Ray of its own, which ends with it; the exit status is not 0. (Ray's agents take a minute more.)"""
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], cwd=Path.cwd(), start_new_session=True)
     try:
-        until(lambda: (tmp_path / "told").exists() or driver.poll() is not None)
+        wait_for(lambda: (tmp_path / "told").exists() or driver.poll() is not None)
         assert (tmp_path / "told").read_text() == "a Ray of its own"
         worker = psutil.Process(int((tmp_path / "pid").read_text()))
         children = psutil.Process(driver.pid).children()
@@ -107,7 +101,7 @@ def test_nothing_of_a_driver_that_ends_is_left(tmp_path, number):
         driver.send_signal(number)
         asked = time.monotonic()
         assert driver.wait(DEADLINE_S) != 0
-        until(lambda: not list(filter(alive, below)))
+        wait_for(lambda: not list(filter(alive, below)))
         assert time.monotonic() - asked < 30
     finally:
         driver.kill()

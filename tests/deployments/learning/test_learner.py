@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from features.stream import PLAYS, EventWriter
 from serve.learning import STEPS, load_steps, state_key
 from serve.rollout.board import plan_key
 from serve.rollout.plans import RolloutPlan
+from tests.waiting import wait_for
 
 MODEL = "recommend"
 START_MS = 1_790_000_000_000
@@ -61,12 +61,12 @@ class Bench:
         return found
 
     def turn_until(self, learner: Learner, happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
-        while not happened():
+        def turned() -> bool:
             learner._leases._renewed_s = 0.0
             learner.turn()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+            return happened()
+
+        wait_for(turned)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from serve.engines.compiler import (
 from serve.engines.openvino import OpenVinoEngine
 from serve.errors import ArtifactError, InvalidInput
 from tests.contracts.small_model import example, resealed_artifact, small_artifact
+from tests.waiting import wait_for
 
 
 def graph(artifact: Artifact, name: str = "encoder", **fields: object) -> Graph:
@@ -199,10 +200,7 @@ def test_it_does_not_outlive_who_asks() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=60, check=False)
     compiling = int(answer.stdout.split()[0])
-    deadline_s = time.monotonic() + 15
-    while psutil.pid_exists(compiling) and psutil.Process(compiling).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+    wait_for(lambda: not psutil.pid_exists(compiling) or psutil.Process(compiling).status() == psutil.STATUS_ZOMBIE, 15)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="sessions have priorities on Linux alone")

@@ -30,6 +30,7 @@ from tests.conftest import ValkeyProcess
 from tests.serve.bitrate.small_policy import export_policy, small_policy
 from tests.serve.bitrate.test_sessions import SESSIONS
 from tests.serve.gateway.conftest import OpenClient, install_model, opened
+from tests.waiting import eventually
 
 LADDER = [300, 750, 1200, 1850, 2850, 4300]
 SESSION: dict[str, Any] = {
@@ -222,15 +223,14 @@ async def test_a_model_is_taken_live_beside_the_requests_and_a_damaged_one_is_no
     async with opened(planning) as client:
 
         async def until(version: str, state: str, *reasons: str) -> dict[str, Any]:
-            deadline = time.monotonic() + 20
-            while True:
+            async def told() -> dict[str, Any] | None:
                 models = (await client.get("/v1/models")).json()["models"]
                 model = next(model for model in models if model["name"] == "bitrate")
                 assert set((await ask(client, SESSION)).degraded) <= set(reasons)
-                if (model["version"], model["state"]) == (version, state):
-                    return model
-                assert time.monotonic() < deadline, model
-                await asyncio.sleep(0.02)
+                return model if (model["version"], model["state"]) == (version, state) else None
+
+            found: dict[str, Any] = await eventually(told)
+            return found
 
         await until(small_policy().name, "live")
         install_model(planning.home, newer, "bitrate")

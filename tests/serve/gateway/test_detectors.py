@@ -1,8 +1,5 @@
 """The model `detectors` over HTTP: what the Watchtower goes by, gates and promotion as of any model, calls beside."""
 
-import asyncio
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -20,13 +17,7 @@ from serve.watchtower.settings import MODEL
 from serve.watchtower.versions import TOLD, told_command
 from tests.serve.gateway.conftest import OpenClient
 from tests.serve.watchtower.settings_versions import settings_version
-
-
-async def eventually(is_true: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not await is_true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+from tests.waiting import eventually
 
 
 async def shown(client: httpx.AsyncClient) -> list[tuple[str | None, str, str, str]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import httpx
@@ -21,6 +20,7 @@ from serve.watchtower import board
 from serve.watchtower.outages import Outage
 from tests.conftest import ValkeyProcess
 from tests.serve.gateway.conftest import OpenClient
+from tests.waiting import eventually
 from training.labels import make_labels, write_labels
 
 SAID = {"kind": "tag", "subject_id": "t5", "verdict": "bad", "reporter": "anna", "detail": {"tag": "noir", "sure": 0.5}}
@@ -55,10 +55,7 @@ async def test_a_judged_page_is_stored_once_with_its_version_and_becomes_labels(
     request_id, version = page["request_id"], page["versions"]["model"]
     (top,) = (row for row in page["rows"] if row["id"] == "top_picks")
     said = {"kind": "recommendation_row", "request_id": request_id, "row": "top_picks", "subject_id": None}
-    deadline = time.monotonic() + 10
-    while not store.keys("playhead:exposures:versions:*"):  # told a quarter of a second after the answer
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+    await eventually(lambda: store.keys("playhead:exposures:versions:*"))  # a quarter of a second after the answer
     first = await give(client, **said)
     assert first | {"request_id": ""} == {
         "request_id": "", "feedback_id": first["feedback_id"], "accepted": True, "model": "recommend",
@@ -105,10 +102,7 @@ async def test_labels_have_the_version_that_the_page_tells_whatever_was_said_bef
     client: httpx.AsyncClient, arguments: Arguments, store: redis.Redis
 ) -> None:
     page = (await client.get("/v1/home", params={"profile_id": "p1", "items": 4})).json()
-    deadline = time.monotonic() + 10
-    while not (told := store.keys("playhead:exposures:versions:*")):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+    told = await eventually(lambda: store.keys("playhead:exposures:versions:*"))
     store.delete(*told)  # as if it were not told yet
     said = {"kind": "recommendation_row", "request_id": page["request_id"], "row": "top_picks", "subject_id": None}
     claimed = await give(client, **said, version="0" * 12)
@@ -133,10 +127,11 @@ async def test_other_kinds_and_who_knows_their_version(client: httpx.AsyncClient
     )
     store.hset(board.OUTAGES, "o-1", board.dump_outage(outage))
     store.set(board.AS_OF, 2)
-    deadline = time.monotonic() + 10
-    while not (await client.get("/v1/outages", params={"state": "all"})).json()["outages"]:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+
+    async def listed_there() -> bool:
+        return bool((await client.get("/v1/outages", params={"state": "all"})).json()["outages"])
+
+    await eventually(listed_there)
     known = await give(client, kind="outage", subject_id="o-1", verdict="good")
     assert (known["model"], known["version_from"]) == ("watchtower", "outage")
     assert known["version"]
@@ -204,10 +199,11 @@ async def test_nothing_is_promised_without_the_store_and_nothing_that_was_is_los
         assert "again" in problem["errors"][0]["next_step"]
         assert (await client.get("/v1/feedback")).status_code == 503
         valkey_process.start()
-        deadline = time.monotonic() + 20
-        while (await client.post("/v1/feedback", json=SAID | {"feedback_id": "later"})).status_code != 200:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+
+        async def taken() -> bool:
+            return (await client.post("/v1/feedback", json=SAID | {"feedback_id": "later"})).status_code == 200
+
+        await eventually(taken)
         assert not (await give(client, feedback_id="kept"))["accepted"]
         assert {each["feedback_id"] for each in (await listed(client))["feedback"]} == {"kept", "later"}
 

@@ -1,7 +1,7 @@
 """Playhead watching itself, all of it: what a gateway counts, the Watchtower judges and GET /v1/models shows."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -27,6 +27,7 @@ from serve.watchtower.replica import WatchtowerReplica
 from tests.conftest import ValkeyProcess
 from tests.serve.gateway.conftest import OpenClient, install_model
 from tests.serve.quality.small_quality import small_quality
+from tests.waiting import eventually
 
 PAGES = 20
 """Pages a window."""
@@ -96,7 +97,7 @@ class Played:
             assert (await self.client.get("/v1/home?profile_id=p1")).status_code == 200
         ended = self.clock.start_ms
         self.clock.now_ms += WINDOW_MS
-        await until(lambda: self.store.exists(window_key(ended)))
+        await eventually(lambda: self.store.exists(window_key(ended)))
         while (found := health.read_health(self.store)) is None or found.as_of_ms < ended + WINDOW_MS:
             self.tower.turn()
         await asyncio.sleep(0.03)
@@ -114,14 +115,6 @@ class Played:
             if told["state"] == state:
                 return told
         raise AssertionError(told)
-
-
-async def until(met: Callable[[], Any]) -> None:
-    for _ in range(500):
-        if met():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(met)
 
 
 def feed(store: redis.Redis, clock: Clock, windows: int) -> None:
@@ -192,7 +185,7 @@ async def taken(store: redis.Redis, clock: Clock) -> Window:
     """What the gateway wrote of the window that ends now."""
     ended = clock.start_ms
     clock.now_ms += WINDOW_MS
-    await until(lambda: store.exists(window_key(ended)))
+    await eventually(lambda: store.exists(window_key(ended)))
     (dumped,) = store.hvals(window_key(ended))
     return Window.load(dumped)
 

@@ -21,6 +21,7 @@ from serve.watchtower import board
 from serve.watchtower.outages import Effect, Outage
 from tests.conftest import ValkeyProcess
 from tests.serve.gateway.conftest import OpenClient
+from tests.waiting import eventually
 
 NOW = now_ms()
 OUTAGE = Outage(
@@ -46,12 +47,12 @@ async def listed(client: httpx.AsyncClient, query: str = "") -> OutageList:
 
 
 async def until(client: httpx.AsyncClient, count: int, query: str = "") -> OutageList:
-    for _ in range(100):
+    async def known() -> OutageList | None:
         found = await listed(client, query)
-        if len(found.outages) == count and found.as_of_ts:
-            return found
-        await asyncio.sleep(0.05)
-    raise AssertionError(found)
+        return found if len(found.outages) == count and found.as_of_ts else None
+
+    found: OutageList = await eventually(known)
+    return found
 
 
 @pytest.fixture(autouse=True)

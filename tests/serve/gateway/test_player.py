@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from serve.schemas import EventReceipt, HomePage, SimilarTitles
 from tests.conftest import ValkeyProcess
 from tests.serve.conftest import make_title
 from tests.serve.gateway.conftest import OpenClient, install_model, write_titles
+from tests.waiting import eventually
 
 HOUR_MS = 3_600_000
 
@@ -47,13 +47,6 @@ async def home(client: httpx.AsyncClient, profile_id: str = "p1", **query: Any) 
 
 def titles_of(page: HomePage, row: str) -> list[str]:
     return [item.title_id for found in page.rows if found.id == row for item in found.items]
-
-
-async def eventually(look: Callable[[], Awaitable[bool]], within_s: float = 15.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not await look():
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.02)
 
 
 async def test_a_page_fits_the_documented_schema(client: httpx.AsyncClient) -> None:

@@ -1,6 +1,5 @@
 """What breaks in the middle of a rollout: a replica, the folder of models, the store. Answers go on, and all heals."""
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -22,7 +21,8 @@ from serve.rollout.board import load_plan, plan_key
 from serve.rollout.standing import SERVING, read_serving
 from tests.conftest import ValkeyProcess, free_port
 from tests.serve.gateway.conftest import OpenClient
-from tests.serve.gateway.test_rollouts import HEADERS, NAMES, answering, change, eventually, token, versions
+from tests.serve.gateway.test_rollouts import HEADERS, NAMES, answering, change, token, versions
+from tests.waiting import eventually, wait_for
 
 __all__ = ["token", "versions"]
 
@@ -65,11 +65,12 @@ def test_a_replica_that_is_killed_while_it_loads_answers_by_the_plan_again(
     with replica(arguments, second, gate) as (url, process):
         body = {"version": second, "share": 1, "force": True}
         assert httpx.post(f"{url}/v1/models/recommend/promote", json=body, headers=HEADERS, timeout=10).is_success
-        deadline = time.monotonic() + 20
-        while not gate.exists():
-            assert time.monotonic() < deadline
+
+        def loads() -> bool:
             assert version_of(url) == first
-            time.sleep(0.05)
+            return gate.exists()
+
+        wait_for(loads)
         assert [version_of(url) for _ in range(5)] == [first] * 5, "the last good one answers while it loads"
         process.kill()
         process.wait()
@@ -77,10 +78,7 @@ def test_a_replica_that_is_killed_while_it_loads_answers_by_the_plan_again(
     assert load_plan(store.get(plan_key("recommend"))).champion == second  # type: ignore[arg-type]
     with replica(arguments, "nobody", gate) as (url, _):
         assert version_of(url) == second
-        deadline = time.monotonic() + 10
-        while orjson.loads(serving.read_bytes())["champion"] != second:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: orjson.loads(serving.read_bytes())["champion"] == second)
 
 
 async def test_a_folder_of_models_that_is_away_costs_no_answer(
@@ -100,7 +98,7 @@ async def test_a_folder_of_models_that_is_away_costs_no_answer(
         async def both() -> bool:
             return set((await answering(client)).values()) == {first, second}
 
-        await eventually(both, 10)
+        await eventually(both)
         shutil.move(folder, away)
         assert set((await answering(client)).values()) == {first, second}, "what is loaded stays"
         shutil.move(away, folder)
@@ -109,7 +107,7 @@ async def test_a_folder_of_models_that_is_away_costs_no_answer(
         async def back() -> bool:
             return set((await answering(client)).values()) == {first}
 
-        await eventually(back, 10)
+        await eventually(back)
 
 
 async def test_what_stands_in_for_a_champion_that_cannot_be_loaded_says_so_until_it_can(
@@ -134,7 +132,7 @@ async def test_what_stands_in_for_a_champion_that_cannot_be_loaded_says_so_until
             noted = read_serving(folder.with_name(SERVING)).get("champion")
             return noted == second and await page(client) == (second, False)
 
-        await eventually(promoted, 10)
+        await eventually(promoted)
     shutil.move(folder, folder.with_name("away"))
     store.delete(plan_key("recommend"))  # all that is left is this machine's note
     async with open_client(arguments) as client:
@@ -147,7 +145,7 @@ async def test_what_stands_in_for_a_champion_that_cannot_be_loaded_says_so_until
         async def healed() -> bool:
             return await page(client) == (second, False)
 
-        await eventually(healed, 10)
+        await eventually(healed)
 
 
 async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is_told_again(
@@ -161,7 +159,7 @@ async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is
         async def both() -> bool:
             return set((await answering(client)).values()) == {first, second}
 
-        await eventually(both, 10)
+        await eventually(both)
         with contextlib.closing(redis.Redis.from_url(valkey_process.url, socket_timeout=5)) as link:
             plan = load_plan(link.get(plan_key("recommend")))  # type: ignore[arg-type]
         expected = {name: second if assign(plan, name).challenged else first for name in NAMES}
@@ -172,9 +170,7 @@ async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is
         valkey_process.start()
         with contextlib.closing(redis.Redis.from_url(valkey_process.url, socket_timeout=5)) as link:
             link.flushall()
-            async with asyncio.timeout(20):
-                while not link.exists(plan_key("recommend")):  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: link.exists(plan_key("recommend")))
             assert load_plan(link.get(plan_key("recommend"))) == plan  # type: ignore[arg-type]
         assert await answering(client) == expected
         await change(client, "rollback")
@@ -182,4 +178,4 @@ async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is
         async def back() -> bool:
             return set((await answering(client)).values()) == {first}
 
-        await eventually(back, 10)
+        await eventually(back)

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,9 +41,12 @@ from serve.watchtower.replica import WatchtowerReplica
 from tests.serve.bitrate.small_policy import small_policy
 from tests.serve.gateway.conftest import OpenClient, install_model
 from tests.serve.quality.small_quality import small_quality
+from tests.waiting import eventually
 
 HEADERS = {OPERATOR_HEADER: "secret"}
 NAMES = [f"p{number}" for number in range(60)]
+FOLLOWED_S = 5.0
+"""Within which every replica follows a plan between versions that it has loaded."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +81,6 @@ async def answering(client: httpx.AsyncClient) -> dict[str, str]:
     return found
 
 
-async def eventually(is_true: Callable[[], Awaitable[bool]], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not await is_true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
-
-
 async def roles(client: httpx.AsyncClient) -> list[tuple[str, str, float, str]]:
     models = (await client.get("/v1/models")).json()["models"]
     return [(one["version"], one["role"], one["share"], one["state"]) for one in models if one["name"] == "recommend"]
@@ -114,7 +110,7 @@ async def test_a_version_is_rolled_out_and_back_and_every_replica_follows(
         async def back() -> bool:
             return set((await answering(client)).values()) == {first}
 
-        await eventually(back)
+        await eventually(back, FOLLOWED_S)
         changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
         assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
             ("rollback", "adam", "changed my mind"), ("promote", "eve", "looks good"),
@@ -221,10 +217,7 @@ async def test_bitrate_sessions_are_assigned_one_by_one_and_told(
             assert {(one.salt, one.share) for one in entries} <= {(plan.salt, 0.5)}
             return [session for one in entries for session in one.sessions]
 
-        async def all_told() -> bool:
-            return "a-player" in told()
-
-        await eventually(all_told)
+        await eventually(lambda: "a-player" in told())
         assert sorted(told()) == sorted([*NAMES, "a-player"]), "each once"
 
 
@@ -271,7 +264,7 @@ async def test_versions_of_quality_are_compared_beside_the_champions_estimates(
             return keys == 2 and "h264 1080p" in await told()
 
         async with redis.asyncio.Redis.from_url(arguments.settings().redis_url) as link:
-            await eventually(compared_by_both, 20)
+            await eventually(compared_by_both)
         found = await told()
         assert set(found) == {"h264 1080p", "hevc 720p"}, "replicas that are gone count no more"
         assert (found["h264 1080p"]["version"], found["h264 1080p"]["role"]) == (second.name, "challenger")
@@ -449,7 +442,7 @@ async def test_a_poisoned_version_is_rolled_back_by_itself_and_no_page_fails(
                 changes: list[dict[str, Any]] = (await client.get("/v1/models/recommend/changes")).json()["changes"]
                 return changes[0]
 
-            await eventually(rolled_back, 20)
+            await eventually(rolled_back)
             made = await latest()
             assert (made["action"], made["by"], made["evidence"]["metric"]) == ("rollback", "playhead", "errors")
     finally:

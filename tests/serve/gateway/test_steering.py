@@ -23,6 +23,7 @@ from serve.steering.sharing import PLAN
 from serve.watchtower.outages import Outage
 from tests.serve.gateway.conftest import open_gateway
 from tests.serve.steering.audience import START_MS, outage
+from tests.waiting import HUNG_S
 
 PATHWAYS = {
     "ttl_s": 60,
@@ -115,7 +116,7 @@ async def test_an_outage_moves_players_of_its_pathway_within_two_steps_and_has_t
     source = known(outage(cdn="alpha", protocol=kind))
     async with open_steering(source, damping={"step_s": 0.1}) as client:
         query = {"home": "alpha", f"_{kind.upper()}_pathway": '"alpha"', f"_{kind.upper()}_throughput": "5140000"}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HUNG_S
         sessions = {f"s{number}" for number in range(20)}
         while sessions:
             assert time.monotonic() < deadline

@@ -11,7 +11,8 @@ from serve.arguments import Arguments
 from tests.conftest import ValkeyProcess
 from tests.serve.conftest import make_title
 from tests.serve.gateway.conftest import OpenClient
-from tests.serve.gateway.test_player import event, eventually, home, post, titles_of
+from tests.serve.gateway.test_player import event, home, post, titles_of
+from tests.waiting import eventually
 
 WITHIN_S = 10.0
 

@@ -31,6 +31,7 @@ from tests.serve.gateway.conftest import install_model
 from tests.serve.quality.conftest import Clip
 from tests.serve.quality.small_quality import small_quality
 from tests.serve.quality.small_vmaf import small_vmaf
+from tests.waiting import HUNG_S, eventually
 
 LONG_FILM = "testsrc2=s=1280x720:rate=25,format=yuv420p"
 
@@ -95,8 +96,8 @@ def open_desk(tmp_path: Path, media: Path) -> Opener:
     return make
 
 
-async def until(desk: Desk, name: str, wanted: Callable[[Job], bool], within_s: float = 60) -> Job:
-    deadline = time.monotonic() + within_s
+async def until(desk: Desk, name: str, wanted: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + HUNG_S
     while not wanted(job := desk.store.read(name, with_report=True)):
         assert time.monotonic() < deadline, (job, _log(desk, name))
         await asyncio.sleep(0.05)
@@ -118,10 +119,9 @@ def workers() -> list[psutil.Process]:
 
 
 async def gone(processes: list[psutil.Process]) -> None:
-    deadline = time.monotonic() + 10
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+    await eventually(
+        lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+    )
 
 
 def scratches(folder: Path) -> list[Path]:
@@ -130,10 +130,7 @@ def scratches(folder: Path) -> list[Path]:
 
 async def swept(folder: Path) -> None:
     """Wait until no job has temporary files."""
-    deadline = time.monotonic() + 10
-    while scratches(folder):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
+    await eventually(lambda: not scratches(folder))
 
 
 def is_running(job: Job) -> bool:
@@ -487,10 +484,7 @@ async def test_two_replicas_that_start_the_same_job_do_it_once(open_desk: Opener
     async with first.working(), second.working():
         job = await until(first, name, is_running)
         assert job.status.attempts == 1
-        deadline = time.monotonic() + 20
-        while len(first.runner._children) + len(second.runner._children) != 1:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+        await eventually(lambda: len(first.runner._children) + len(second.runner._children) == 1)
         assert first.store.read(name).status.attempts == 1
 
 

@@ -18,6 +18,7 @@ from serve.rollout.fleet import Fleet
 from serve.rollout.follower import Follower
 from serve.rollout.plans import RolloutPlan
 from tests.serve.rollout.test_fleet import A, B, C, Stage, make
+from tests.waiting import eventually
 
 NOTE: dict[str, Any] = {"action": "test", "by": "test", "reason": "", "evidence": {}}
 
@@ -264,11 +265,6 @@ async def test_a_pointer_to_nothing_is_told_and_mended(settings: Settings, model
 
 
 async def test_it_looks_by_itself(store: redis.Redis, settings: Settings, models: Path) -> None:
-    async def eventually(is_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not is_true():  # noqa: ASYNC110 - the follower has no event
-                await asyncio.sleep(0.01)
-
     async with follower(settings) as (one, fleet):
         work: Awaitable[None] = one.run()
         task = asyncio.ensure_future(work)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -22,6 +21,7 @@ from serve.steering.sharing import LEASE, LEASE_MS, MOST_BYTES, PLAN, SharedPlan
 from serve.steering.steerer import Steerer
 from tests.conftest import ValkeyProcess
 from tests.serve.steering.audience import START_MS, outage
+from tests.waiting import eventually
 
 TWO = Pathways(pathways=(Pathway(id="alpha"), Pathway(id="beta")))
 SESSIONS = [f"s{number}" for number in range(90)]
@@ -70,11 +70,12 @@ class Gateway:
 
     async def until(self, done: Callable[[], bool]) -> None:
         """Look until something holds."""
-        deadline_s = time.monotonic() + 20
-        while not done():
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.02)
+
+        async def holds() -> bool:
             await self.plan.look()
+            return done()
+
+        await eventually(holds)
 
 
 OpenGateway = Callable[..., Gateway]

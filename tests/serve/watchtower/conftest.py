@@ -3,10 +3,8 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,11 +39,3 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subpro
     for process in started:
         process.kill()
         process.wait()
-
-
-def wait_for(met: Callable[[], Any], within_s: float = 90, pause_s: float = 0.1) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (found := met()):
-        assert time.monotonic() < deadline
-        time.sleep(pause_s)
-    return found

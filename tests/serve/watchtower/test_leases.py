@@ -7,7 +7,7 @@ import redis
 
 from serve.watchtower import board
 from serve.watchtower.leases import LEASE_MS, LeaseLost, Leases
-from tests.serve.watchtower.conftest import wait_for
+from tests.waiting import wait_for
 
 
 def test_roles_spread_over_replicas_and_come_back(store: redis.Redis) -> None:

@@ -22,7 +22,7 @@ from serve.watchtower.networks import NetworkSums
 from serve.watchtower.qoe import QoeSums
 from serve.watchtower.roles.outages import OutagesRole
 from tests.serve.watchtower.audience import append, audience, expected_windows
-from tests.serve.watchtower.conftest import wait_for
+from tests.waiting import wait_for
 
 
 def catalogue(store: redis.Redis, titles: Iterable[str]) -> None:
@@ -83,7 +83,7 @@ def test_how_playback_goes_is_told_the_same_when_a_replica_dies(
         at, of_networks, of_titles = told()  # between two minutes they may be of both
         return at >= last_told and (of_networks, of_titles) == expected[at]
 
-    wait_for(is_as_expected, 20)
+    wait_for(is_as_expected)
     _, of_networks, _ = told()
     assert of_networks["north", "eu-0"].start_failures > 5 * of_networks["south", "eu-0"].start_failures
 

@@ -33,7 +33,7 @@ from tests.serve.watchtower.audience import (
     outages,
     read_up_to,
 )
-from tests.serve.watchtower.conftest import wait_for
+from tests.waiting import wait_for
 
 
 @pytest.mark.timeout(300)

@@ -15,7 +15,7 @@ from serve.watchtower.leases import Leases
 from serve.watchtower.replica import WatchtowerReplica
 from serve.watchtower.roles.sessions import SessionsRole
 from tests.serve.watchtower.audience import read_up_to
-from tests.serve.watchtower.conftest import wait_for
+from tests.waiting import wait_for
 
 
 def test_entries_that_are_none_of_ours_are_left_out(store: redis.Redis, settings: Settings) -> None:
@@ -27,7 +27,7 @@ def test_entries_that_are_none_of_ours_are_left_out(store: redis.Redis, settings
     store.xadd(stream_key(partition), {FIELD: b'{"at": 1}'}, id=f"{at}-3")
     store.xadd(stream_key(partition), {FIELD: good}, id=f"{at}-4")
     replica = WatchtowerReplica(settings, "only")
-    wait_for(lambda: (replica.turn() or True) and read_up_to(store, at), 20)
+    wait_for(lambda: (replica.turn() or True) and read_up_to(store, at))
     counts = board.read_window(store, at // WINDOW_MS * WINDOW_MS)[0].counts
     assert sum(row[REPORTS] for row in counts.values()) == 1
 
@@ -64,7 +64,7 @@ def test_sessions_are_recorded_with_the_quality_that_was_measured(store: redis.R
             ((partition, entry),) = Said(at + when, {}, [report]).parts().items()
             store.xadd(stream_key(partition), {FIELD: entry}, id=f"{at + when}-{1 if name == 'other' else 2}")
     replica = WatchtowerReplica(settings, "only")
-    wait_for(lambda: (replica.turn() or True) and store.xlen(records.STREAM) == 2, 20)
+    wait_for(lambda: (replica.turn() or True) and store.xlen(records.STREAM) == 2)
     found = {one["session"]: one for _, fields in store.xrange(records.STREAM)
              for one in [records.SESSIONS.read(fields[records.FIELD])]}  # fmt: skip
     assert found["measured"]["mean_vmaf"] == pytest.approx((60 * 10 + 75 * 20) / 30), "2000 is midway, by its logarithm"

@@ -21,8 +21,8 @@ from serve.watchtower.health import Change, Health, load_change, read_health
 from serve.watchtower.leases import LeaseLost, Leases
 from serve.watchtower.roles.vitals import VITALS_LATE_MS, VitalsRole
 from serve.watchtower.selfwatch import SelfWatch
-from tests.serve.watchtower.conftest import wait_for
 from tests.serve.watchtower.service import WARM, Service
+from tests.waiting import wait_for
 
 WINDOWS = 260
 """All within the hour for which windows are kept."""

@@ -17,6 +17,7 @@ import redis
 from serve.errors import InvalidInput
 from serve.watchtower import board, leases, webhook
 from serve.watchtower.webhook import Webhook, WebhookSettings
+from tests.waiting import wait_for
 
 
 @dataclass
@@ -85,13 +86,6 @@ def telling(store: redis.Redis, receiver: Receiver) -> Iterator[Callable[..., th
 
 def change(store: redis.Redis, number: int) -> None:
     store.xadd(board.LOG, {board.CHANGE: b'{"change": %d}' % number})
-
-
-def wait_for(met: Callable[[], Any], within_s: float = 15) -> None:
-    deadline = time.monotonic() + within_s
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_changes_come_in_order_signed_and_again_until_taken(

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 
 from deployments import loopback
 from tests.training.recommend import audience
+from tests.waiting import wait_for
 from training.jobs import Resources
 from training.recommend.evaluate import playhead
 from training.recommend.model import Retrieval
@@ -85,24 +85,17 @@ def train_workers():
     return {one.pid for one in found if "RayTrainWorker" in (one.info["name"] or "") and one.info["username"] == mine}
 
 
-def until(happened, within_s=90.0):
-    deadline = time.monotonic() + within_s
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_worker_that_is_killed_changes_nothing(small_ray, interactions, tmp_path):
     """The second one dies after the first epoch; both start again from the checkpoint."""
     settings, checkpoint = replace(SETTINGS, epochs=40, patience=99), tmp_path / "run.pt"
     before, fitted, began = train_workers(), [], []
 
     def kill():
-        until(checkpoint.exists)
+        wait_for(checkpoint.exists)
         began.append(train_workers() - before)
         os.kill(max(began[0], key=lambda pid: psutil.Process(pid).create_time()), signal.SIGKILL)
         fitted.append(len(torch.load(checkpoint, weights_only=True)["curve"]))
-        until(lambda: train_workers() - before - began[0])
+        wait_for(lambda: train_workers() - before - began[0])
         began.append(train_workers() - before - began[0])
 
     killer = threading.Thread(target=kill, daemon=True)
@@ -125,12 +118,12 @@ def test_a_whole_job_that_is_killed_ends_as_an_unbroken_one_once_it_is_resumed(s
             [sys.executable, "-c", DRIVER, json.dumps(fields), str(checkpoint)], stdout=log, stderr=log, cwd=Path.cwd()
         )
     try:
-        until(lambda: checkpoint.exists() or driver.poll() is not None)
+        wait_for(lambda: checkpoint.exists() or driver.poll() is not None)
         assert driver.poll() is None, (tmp_path / "driver.log").read_text()[-2000:]
     finally:
         driver.kill()
         driver.wait()
-    until(lambda: not train_workers() - before)
+    wait_for(lambda: not train_workers() - before)
     fitted = len(torch.load(checkpoint, weights_only=True)["curve"])
     assert fitted >= 1
     settings = replace(SETTINGS, epochs=fitted + 2, patience=100_000)
