@@ -21,7 +21,7 @@ from serve.rollout.board import load_plan, plan_key
 from serve.rollout.standing import SERVING, read_serving
 from tests.conftest import ValkeyProcess, free_port
 from tests.serve.gateway.conftest import OpenClient
-from tests.serve.gateway.test_rollouts import HEADERS, NAMES, answering, change, token, versions
+from tests.serve.gateway.test_rollouts import HEADERS, NAMES, answering, change, is_answered_by, token, versions
 from tests.waiting import eventually, wait_for
 
 __all__ = ["token", "versions"]
@@ -94,20 +94,12 @@ async def test_a_folder_of_models_that_is_away_costs_no_answer(
         assert missing.status_code == httpx.codes.NOT_FOUND
         shutil.move(away, folder)
         await change(client, "promote", version=second, share=0.5)
-
-        async def both() -> bool:
-            return set((await answering(client)).values()) == {first, second}
-
-        await eventually(both)
+        await eventually(lambda: is_answered_by(client, first, second))
         shutil.move(folder, away)
         assert set((await answering(client)).values()) == {first, second}, "what is loaded stays"
         shutil.move(away, folder)
         await change(client, "rollback")
-
-        async def back() -> bool:
-            return set((await answering(client)).values()) == {first}
-
-        await eventually(back)
+        await eventually(lambda: is_answered_by(client, first))
 
 
 async def test_what_stands_in_for_a_champion_that_cannot_be_loaded_says_so_until_it_can(
@@ -155,11 +147,7 @@ async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is
     given = arguments.model_copy(update={"redis_url": valkey_process.url})
     async with open_client(given) as client:
         await change(client, "promote", version=second, share=0.5)
-
-        async def both() -> bool:
-            return set((await answering(client)).values()) == {first, second}
-
-        await eventually(both)
+        await eventually(lambda: is_answered_by(client, first, second))
         with contextlib.closing(redis.Redis.from_url(valkey_process.url, socket_timeout=5)) as link:
             plan = load_plan(link.get(plan_key("recommend")))  # type: ignore[arg-type]
         expected = {name: second if assign(plan, name).challenged else first for name in NAMES}
@@ -174,8 +162,4 @@ async def test_a_store_that_is_lost_in_the_middle_changes_nobodys_version_and_is
             assert load_plan(link.get(plan_key("recommend"))) == plan  # type: ignore[arg-type]
         assert await answering(client) == expected
         await change(client, "rollback")
-
-        async def back() -> bool:
-            return set((await answering(client)).values()) == {first}
-
-        await eventually(back)
+        await eventually(lambda: is_answered_by(client, first))

@@ -81,6 +81,11 @@ async def answering(client: httpx.AsyncClient) -> dict[str, str]:
     return found
 
 
+async def is_answered_by(client: httpx.AsyncClient, *versions: str) -> bool:
+    """Whether each of them makes pages, and none else does."""
+    return set((await answering(client)).values()) == set(versions)
+
+
 async def roles(client: httpx.AsyncClient) -> list[tuple[str, str, float, str]]:
     models = (await client.get("/v1/models")).json()["models"]
     return [(one["version"], one["role"], one["share"], one["state"]) for one in models if one["name"] == "recommend"]
@@ -106,11 +111,7 @@ async def test_a_version_is_rolled_out_and_back_and_every_replica_follows(
         assert (await roles(client))[1] == (second, "challenger", 0.5, "live")
 
         await change(other, "rollback", by="adam", reason="changed my mind")
-
-        async def back() -> bool:
-            return set((await answering(client)).values()) == {first}
-
-        await eventually(back, FOLLOWED_S)
+        await eventually(lambda: is_answered_by(client, first), FOLLOWED_S)
         changes = (await client.get("/v1/models/recommend/changes")).json()["changes"]
         assert [(one["action"], one["by"], one["reason"]) for one in changes] == [
             ("rollback", "adam", "changed my mind"), ("promote", "eve", "looks good"),
@@ -129,17 +130,9 @@ async def test_stages_end_at_the_champion_and_a_restart_goes_on(
         assert set((await answering(client)).values()) == {first, second}
         done = await change(client, "promote")
         assert (done["champion"], done["previous"], done["challenger"]) == (second, first, None)
-
-        async def promoted() -> bool:
-            return set((await answering(client)).values()) == {second}
-
-        await eventually(promoted)
+        await eventually(lambda: is_answered_by(client, second))
         await change(client, "rollback", version=second)
-
-        async def back() -> bool:
-            return set((await answering(client)).values()) == {first}
-
-        await eventually(back)
+        await eventually(lambda: is_answered_by(client, first))
 
 
 async def test_a_damaged_challenger_costs_no_page(
