@@ -1,6 +1,5 @@
 """What a gateway counts of itself: windows that add up, written to a real Valkey, and never in a request's way."""
 
-import asyncio
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from serve.metrics import Metrics
 from serve.vitals import SAMPLE_EVERY, WINDOW_MS, Age, RouteCounts, VersionCounts, Vitals, VitalsWriter, Window
 from tests.conftest import ValkeyProcess
 from tests.serve.test_metrics import samples
+from tests.waiting import eventually
 
 T0 = 1_790_000_000_000 // WINDOW_MS * WINDOW_MS
 
@@ -150,12 +150,13 @@ async def test_what_the_store_does_not_take_is_dropped_and_said_once(
         assert told.take().routes == {}, "nothing is kept"
     valkey_process.start()
     told.answered("/v1/home", 200, 0.004, ())
-    for _ in range(100):
+
+    async def written_again() -> bool:
         clock.now_ms += WINDOW_MS
         await writer.look()
-        if len(lines) == 2:
-            break
-        await asyncio.sleep(0.05)
+        return len(lines) == 2
+
+    await eventually(written_again)
     assert lines == ["windows are dropped", "windows are written again"]
     metrics.flush()
     failed = {key: count for key, count in samples(metrics.render()).items() if "stage_failures_total" in key[0]}

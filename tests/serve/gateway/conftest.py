@@ -42,7 +42,10 @@ def install_model(home: Path, artifact: Path, name: str = "recommend") -> None:
 
 @pytest.fixture
 def arguments(settings: Settings, small_titles: list[Title], small_artifacts: tuple[Path, Path]) -> Arguments:
-    """Arguments of a gateway on the test's own home, Valkey, catalogue and model."""
+    """Arguments of a gateway on the test's own home, Valkey, catalogue and model.
+
+    Its deadlines are against hanging: what a busy machine answers late is no degraded page here.
+    """
     write_titles(settings.home, small_titles)
     install_model(settings.home, small_artifacts[0])
     return Arguments(
@@ -53,6 +56,8 @@ def arguments(settings: Settings, small_titles: list[Title], small_artifacts: tu
         champion_poll_s=0.1,
         title_stats_poll_s=0.2,
         exploration=0,
+        deadline_s=30,
+        store_deadline_ms=10_000,
     )
 
 

@@ -299,10 +299,11 @@ async def test_what_was_known_stays_where_the_store_goes_and_what_is_no_health_i
 
         with redis.Redis.from_url(valkey_process.url) as store:
             store.set(health.HEALTH, dump_health(told))
-            for _ in range(100):
-                if await state() == "suspect":
-                    break
-                await asyncio.sleep(0.02)
+
+            async def suspected() -> bool:
+                return await state() == "suspect"
+
+            await eventually(suspected)
             store.set(health.HEALTH, b'{"layout": 9}')
         await asyncio.sleep(0.1)
         assert await state() == "suspect"

@@ -1,6 +1,5 @@
 """What is measured online, as the gateway tells it: routes, gauges, and what is not there."""
 
-import asyncio
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from serve.online.drift import DriftWatch
 from serve.online.meter import OnlineMeter
 from serve.rollout.exposures import FIELD, PLAYED, SHOWN, STREAM, read_exposure
 from tests.serve.gateway.conftest import OpenClient
+from tests.waiting import eventually
 
 V = "a" * 12
 KINDS = ("play", "finish", "thumbs_up", "thumbs_down")
@@ -68,9 +68,7 @@ async def test_a_real_page_and_its_play_are_measured(
         told = [{**asked, "event_id": f"e{kind}", "kind": kind, "rank": 2, "ts": now_ms() - 5} for kind in KINDS]
         for _ in range(2):  # a player that got no answer sends them again
             assert (await client.post("/v1/events", json={"events": told})).status_code == 200
-        async with asyncio.timeout(10):
-            while store.xlen(STREAM) < 1 + 2 * len(KINDS):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await eventually(lambda: store.xlen(STREAM) >= 1 + 2 * len(KINDS))
     meter = OnlineMeter(settings.models)
     meter.take(store, [(7, read_exposure(fields[FIELD])) for _, fields in store.xrange(STREAM)], lambda _: None)
     meter.close(7, {})
@@ -85,9 +83,10 @@ async def test_a_real_page_and_its_play_are_measured(
 
 
 async def gauged(client: httpx.AsyncClient, line: str) -> None:
-    async with asyncio.timeout(15):
-        while line not in (await client.get("/metrics")).text:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    async def said() -> bool:
+        return line in (await client.get("/metrics")).text
+
+    await eventually(said)
 
 
 async def test_where_nothing_is_known_or_it_is_something_else_that_is_said(

@@ -75,10 +75,15 @@ async def test_open_outages_are_listed_and_closed_ones_on_request(
         every = await until(client, 2, "?state=all")
         assert [one.outage_id for one in every.outages] == ["o1", "o0"]
         assert (await client.get("/v1/outages?state=none")).status_code == 422
-        await asyncio.sleep(1.1)
-        text = (await client.get("/metrics")).text
-        assert 'playhead_outages{state="confirmed"} 1.0' in text
-        assert 'playhead_refreshed_timestamp_seconds{part="outages"}' in text
+
+        async def gauged() -> bool:
+            text = (await client.get("/metrics")).text
+            return (
+                'playhead_outages{state="confirmed"} 1.0' in text
+                and 'playhead_refreshed_timestamp_seconds{part="outages"}' in text
+            )
+
+        await eventually(gauged)
 
 
 async def test_what_was_known_stays_where_the_store_goes_and_is_said_to_be_old(
@@ -121,17 +126,18 @@ async def events(answer: httpx.Response) -> AsyncIterator[tuple[int, Any]]:
 async def test_a_stream_tells_what_is_open_and_then_each_change(
     arguments: Arguments, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "STREAM_S", 2.0)
+    monkeypatch.setattr(routes, "STREAM_S", 4.0)
     url = arguments.settings().redis_url
     async with open_client(arguments) as client:
         put(url, OUTAGE, CLOSED)
         await until(client, 1)
         closing = replace(OUTAGE, state="closed", updated_ts=NOW + 5_000, closed_ts=NOW + 5_000)
-        asyncio.get_running_loop().call_later(0.7, put, url, closing)
+        asyncio.get_running_loop().call_later(2.0, put, url, closing)
         answer = await client.get("/v1/outages/stream")
         assert answer.headers["content-type"].startswith("text/event-stream")
         told = [(name, one["outage_id"], one["state"]) async for name, one in events(answer)]
         assert told == [(NOW, "o1", "confirmed"), (NOW + 5_000, "o1", "closed")]
+        monkeypatch.setattr(routes, "STREAM_S", 0.5)
         again = await client.get("/v1/outages/stream", headers={"last-event-id": str(NOW)})
         assert [(name, one["state"]) async for name, one in events(again)] == [(NOW + 5_000, "closed")]
         nothing = await client.get("/v1/outages/stream", headers={"last-event-id": str(NOW + 5_000)})
@@ -214,10 +220,9 @@ async def test_steering_goes_by_what_the_watchtower_tells(
 
         assert "north" in await firsts()
         put(url, OUTAGE)
-        for _ in range(100):
-            if await firsts() == {"south"}:
-                break
+
+        async def moved() -> bool:
             put(url)  # the Watchtower goes on
-            await asyncio.sleep(0.1)
-        else:
-            raise AssertionError(await firsts())
+            return await firsts() == {"south"}
+
+        await eventually(moved)

@@ -399,9 +399,7 @@ async def test_pages_and_plays_are_told_as_exposures(
                  "request_id": page["request_id"], "ts": int(time.time() * 1000) - 10}  # fmt: skip
         answer = await client.post("/v1/events", json={"events": [event]})
         assert answer.status_code == 200
-        async with asyncio.timeout(10):
-            while store.xlen(STREAM) < 2:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await eventually(lambda: store.xlen(STREAM) >= 2)
     shown, played = [read_exposure(fields[FIELD]) for _, fields in store.xrange(STREAM)]
     assert shown["rows"] == [[row["id"], [item["title_id"] for item in row["items"]]] for row in page["rows"]]
     assert (shown["request_id"], shown["version"], shown["propensity"]) == (
@@ -470,11 +468,11 @@ async def test_a_challenger_that_hangs_is_charged_and_costs_no_page(
         plan = load_plan(store.get(plan_key("recommend")))  # type: ignore[arg-type]
         arms = {name: assign(plan, name).challenged for name in NAMES[:12]}
 
-        async def ask(name: str) -> httpx.Response:
-            headers = {"X-Request-Timeout-Seconds": "0.4"}
+        async def ask(name: str, within_s: float) -> httpx.Response:
+            headers = {"X-Request-Timeout-Seconds": f"{within_s:g}"}
             return await client.get("/v1/home", params={"profile_id": name, "rows": 1}, headers=headers)
 
-        pages = [answer.json() for answer in await asyncio.gather(*map(ask, arms))]
+        pages = [answer.json() for answer in await asyncio.gather(*[ask(name, 30) for name in arms])]
         assert [page["versions"] for page in pages] == [{"model": first}] * len(arms)
         hanging.add(first)
         charged: Counter[str] = Counter()
@@ -483,11 +481,9 @@ async def test_a_challenger_that_hangs_is_charged_and_costs_no_page(
             "decided",
             lambda _, version, total=1, failed=0, seconds=None: charged.update({version: failed}),
         )
-        await asyncio.gather(*map(ask, arms))
+        await asyncio.gather(*[ask(name, 2) for name in arms])
         assert charged == {second: sum(arms.values()), first: len(arms) - sum(arms.values())}
-        async with asyncio.timeout(10):
-            while store.xlen(STREAM) < 2 * len(arms):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await eventually(lambda: store.xlen(STREAM) >= 2 * len(arms))
     told: Any = store.xrange(STREAM)
     shown = [read_exposure(fields[FIELD]) for _, fields in told]
     assert [one["challenged"] for one in shown] == [arms[one["profile_id"]] for one in shown]

@@ -1,6 +1,5 @@
 """POST, GET and OPTIONS /v1/telemetry in one process, on a real Valkey: what is acknowledged is in the log."""
 
-import asyncio
 import gzip
 from typing import Any
 
@@ -15,6 +14,7 @@ from serve.telemetry.log import FIELD, PARTITIONS, reports_of, stream_key
 from serve.telemetry.reports import Report
 from tests.conftest import ValkeyProcess
 from tests.serve.gateway.conftest import OpenClient
+from tests.waiting import eventually
 
 EVENTS = (
     'cid="t42",cdn="north",e=ps,msd=840,sf=d,sid="a",sn=1,sta=p,ts=1790000000000,v=2\n'
@@ -32,9 +32,11 @@ def logged(arguments: Arguments) -> list[Report]:
 async def counted(client: httpx.AsyncClient, outcome: str, count: int) -> None:
     """Until the metrics say so: they are added up once a second."""
     line = f'playhead_telemetry_reports_total{{outcome="{outcome}"}} {count}.0'
-    async with asyncio.timeout(15):
-        while line not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - metrics have no event
-            await asyncio.sleep(0.1)
+
+    async def said() -> bool:
+        return line in (await client.get("/metrics")).text
+
+    await eventually(said)
 
 
 def problem_of(answer: httpx.Response, status: int) -> dict[str, str]:
@@ -139,10 +141,11 @@ async def test_what_was_acknowledged_outlives_a_killed_store(
         assert "retry-after" in answer.headers
         valkey_process.start()
         assert {report.session for report in logged(own)} == {"a", "b"}
-        for _ in range(100):
-            if (await client.post("/v1/telemetry", content=EVENTS, headers=CMCD)).status_code == 200:
-                break
-            await asyncio.sleep(0.1)
+
+        async def taken() -> bool:
+            return (await client.post("/v1/telemetry", content=EVENTS, headers=CMCD)).status_code == 200
+
+        await eventually(taken)
         assert len(logged(own)) == 4
 
 

@@ -28,6 +28,8 @@ def sessions() -> list[Session]:
 
 
 SESSIONS = sessions()
+WITHIN_S = 5.0
+"""Long enough for a machine that stands still for a second or two: the champion has half of it."""
 CHALLENGED = [place for place, one in enumerate(SESSIONS) if assign(PLAN, str(one.session_id)).challenged]
 
 
@@ -60,10 +62,10 @@ def planner(champion: Policy, challenger: Policy) -> FleetPlanner:
 async def test_the_champion_has_what_the_challenger_left(monkeypatch: pytest.MonkeyPatch) -> None:
     champion = Policy(A, 0.01)
     challenged = [SESSIONS[place] for place in CHALLENGED]
-    plan = await planner(champion, Policy(B, 9.0)).plan(challenged, 0.4)
+    plan = await planner(champion, Policy(B, 60.0)).plan(challenged, WITHIN_S)
     assert plan.missing == {B: len(challenged)}
-    assert champion.within_s == [pytest.approx(0.2, abs=0.1)]
-    assert champion.within_s[0] <= 0.2
+    (left_s,) = champion.within_s
+    assert 0.01 < left_s <= WITHIN_S / 2
 
 
 @pytest.mark.parametrize(
@@ -103,10 +105,10 @@ async def test_they_plan_side_by_side_and_each_is_charged_its_own_time() -> None
 
 async def test_what_the_challenger_leaves_of_a_batch_is_the_champions() -> None:
     champion = Policy(A, 0.01)
-    plan = await planner(champion, Policy(B, 9.0)).plan(SESSIONS, 0.4)
+    plan = await planner(champion, Policy(B, 60.0)).plan(SESSIONS, WITHIN_S)
     assert (plan.version, plan.others, plan.missing) == (A, {}, {B: len(CHALLENGED)})
     assert len(plan.rungs) == len(SESSIONS)
-    assert champion.within_s[1] <= 0.2
+    assert champion.within_s[1] <= WITHIN_S / 2
 
 
 async def test_a_loop_that_was_held_up_fails_no_challenger_whose_plan_is_ready() -> None:
@@ -121,9 +123,9 @@ async def test_a_loop_that_was_held_up_fails_no_challenger_whose_plan_is_ready()
     async def hold_up() -> None:
         for _ in range(3):
             await asyncio.sleep(0)  # the thread has begun
-        time.sleep(1.2)  # noqa: ASYNC251 - what holds a loop up: more than half, less than all
+        time.sleep(0.52 * WITHIN_S)  # noqa: ASYNC251 - what holds a loop up: more than half, less than all
 
     challenged = [SESSIONS[place] for place in CHALLENGED]
-    planned = asyncio.create_task(planner(Policy(A, 0.0), Threaded(B, 0.0)).plan(challenged, 2.0))
+    planned = asyncio.create_task(planner(Policy(A, 0.0), Threaded(B, 0.0)).plan(challenged, WITHIN_S))
     plan, _ = await asyncio.gather(planned, hold_up())
     assert (plan.version, plan.missing) == (B, {})
