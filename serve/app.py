@@ -201,6 +201,7 @@ async def open_gateway(
         metrics,
         quality=quality,
         outages=told_outages,
+        detectors=detectors.stage,
         health=told_health,
         vitals=vitals,
         operations=operations,
@@ -323,11 +324,16 @@ def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator], compar
     settings, limits = arguments.settings(), arguments.quality
     store = JobStore(settings.home / "quality", limits)
     given = IntakeSettings(media=settings.media, models=settings.models, device=arguments.device, limits=limits)
+
+    def live() -> tuple[str | None, bool]:
+        lineup = estimators.lineup
+        return lineup.champion.version, lineup.stale
+
     return QualityStage(
         store=store,
-        intake=Intake(given, store, lambda: estimators.lineup.champion.version),
+        intake=Intake(given, store, live),
         runner=QualityRunner(store, limits.running),
-        estimator=lambda: estimators.lineup.champion,
+        lineup=lambda: estimators.lineup,
         compared=compared,
         limits=limits,
     )

@@ -17,6 +17,7 @@ from serve.bitrate.decisions import Decider
 from serve.bitrate.schemas import BitrateBatch
 from serve.errors import PlayheadError
 from serve.gateway.bitrate import BitrateRoutes
+from serve.gateway.detectors import DetectorsBoard
 from serve.gateway.entrance import Entrance, EntranceSettings, context_of
 from serve.gateway.errors import Problem, internal_response, no_such_method, no_such_path, problem_response
 from serve.gateway.health import HealthBoard
@@ -54,6 +55,7 @@ def create(
     *,
     quality: QualityStage,
     outages: OutageBoard,
+    detectors: DetectorsBoard,
     health: HealthBoard,
     vitals: Vitals,
     recommend_model: str,
@@ -72,6 +74,7 @@ def create(
         metrics: where requests are counted and stages timed.
         quality: what answers the quality routes.
         outages: what the Watchtower tells of playback.
+        detectors: what it finds that by.
         health: what it tells of Playhead itself.
         vitals: where answers and decisions are counted for it.
         recommend_model: name of the ranker's model.
@@ -105,7 +108,7 @@ def create(
     PlayerRoutes(stages, metrics, store_deadline_ms, counted(recommend_model)).add_to(app)
     BitrateRoutes(decider).add_to(app)
     QualityRoutes(quality, counted(MODEL)).add_to(app)
-    OutageRoutes(outages).add_to(app)
+    OutageRoutes(outages, detectors).add_to(app)
     SteeringRoutes(steering).add_to(app)
     TelemetryRoutes(stages.telemetry, metrics).add_to(app)
     OpsRoutes(stages, metrics, health).add_to(app)

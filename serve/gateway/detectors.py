@@ -19,6 +19,7 @@ from serve.artifacts import read_artifact
 from serve.gateway.stages import ModelState
 from serve.metrics import Metrics
 from serve.rollout.follower import Follower
+from serve.schemas import STALE_MODEL
 from serve.watchtower.settings import DetectorSettings
 from serve.watchtower.versions import TOLD, read_told
 
@@ -68,6 +69,11 @@ class DetectorsBoard:
         if champion.state == "live":
             champion = replace(champion, state="unreachable", detail=_SILENT)
         return (champion, *others)
+
+    @property
+    def degraded(self) -> tuple[str, ...]:
+        """Why what the detectors find is less than it could be."""
+        return (STALE_MODEL,) if self.states[0].state == "refused" else ()
 
     async def look(self) -> None:
         """Read what the Watchtower tells; call it each second or two."""

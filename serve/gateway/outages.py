@@ -19,6 +19,7 @@ from features.layout import command
 from features.link import StoreLink
 from features.settings import Settings
 from serve.clock import now_ms
+from serve.gateway.detectors import DetectorsBoard
 from serve.gateway.entrance import context_of
 from serve.gateway.errors import responses
 from serve.gateway.steering import OUTAGES_STALE, OUTAGES_UNKNOWN
@@ -106,7 +107,8 @@ class OutageList(BaseModel):
         request_id: names this answer.
         as_of_ts: up to when outages are known, UTC milliseconds; null where nothing ever was.
         outages: newest first.
-        degraded: why they may be incomplete.
+        degraded: why they may be incomplete: `outages_unknown`, `outages_stale`, or, where the settings that detectors
+            should go by can't be loaded and others are in force, `stale_model`.
     """
 
     request_id: str
@@ -190,10 +192,12 @@ class OutageRoutes:
 
     Args:
         outages: what is known.
+        detectors: what finds them; None: nothing is known of it.
     """
 
-    def __init__(self, outages: OutageBoard) -> None:
+    def __init__(self, outages: OutageBoard, detectors: DetectorsBoard | None = None) -> None:
         self._board = outages
+        self._detectors = detectors
         self._streams = 0
 
     def add_to(self, app: FastAPI) -> None:
@@ -214,7 +218,7 @@ class OutageRoutes:
     async def outages(self, request: Request, query: Annotated[OutageQuery, Query()]) -> Response:
         """Outages that go on, or all that closed within a week, too."""
         context = context_of(request)
-        context.degraded = self._board.degraded
+        context.degraded = self._board.degraded + (self._detectors.degraded if self._detectors else ())
         _, as_of_ms = self._board.current()
         body = {
             "request_id": context.request_id,

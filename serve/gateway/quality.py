@@ -34,6 +34,8 @@ from serve.quality.schemas import (
     Side,
 )
 from serve.rollout.comparisons import EstimateComparison
+from serve.rollout.fleet import Lineup
+from serve.schemas import STALE_MODEL
 from serve.vitals import ModelVitals
 
 _MOST_WAIT_S: Final = 8.0
@@ -64,7 +66,7 @@ class QualityStage:
         store: the jobs of all replicas.
         intake: makes jobs.
         runner: works on them.
-        estimator: what answers for facts of bitstreams now.
+        lineup: which version answers for facts of bitstreams now.
         compared: has other versions estimate beside it.
         limits: bounds of the jobs.
     """
@@ -72,7 +74,7 @@ class QualityStage:
     store: JobStore
     intake: Intake
     runner: QualityRunner
-    estimator: Callable[[], BitstreamEstimator]
+    lineup: Callable[[], Lineup[BitstreamEstimator]]
     compared: EstimateComparison
     limits: QualityLimits
 
@@ -169,10 +171,11 @@ class QualityRoutes:
         if job.status.state == "failed" and job.status.problem is not None:
             raise error_of(job.status.problem)
         location = {"Location": f"/v1/quality/{name}"}
-        return _answer(context.request_id, job, HTTPStatus.OK if job.ended else HTTPStatus.ACCEPTED, location)
+        return _answer(context, job, HTTPStatus.OK if job.ended else HTTPStatus.ACCEPTED, location)
 
     async def _estimate(self, context: Context, segments: tuple[SegmentFacts, ...]) -> Response:
-        model = self._stage.estimator().model
+        lineup = self._stage.lineup()
+        model = lineup.champion.model
         started_s = time.perf_counter()
         try:
             if len(segments) <= INLINE:
@@ -187,6 +190,7 @@ class QualityRoutes:
         share = INLINE / max(len(segments), INLINE)  # a large one is measured as a small one
         self._vitals.decided(model.version, seconds=(time.perf_counter() - started_s) * share)
         self._stage.compared.compare(facts, estimates)
+        context.degraded = (STALE_MODEL,) if lineup.stale else ()
         report = {
             "kind": "no_reference",
             "model": MODEL,
@@ -197,21 +201,20 @@ class QualityRoutes:
             "clip": mean(estimates),
             "segments": estimates,
         }
-        return Response(
-            orjson.dumps({"request_id": context.request_id, "report": report}), media_type="application/json"
-        )
+        body = {"request_id": context.request_id, "degraded": context.degraded, "report": report}
+        return Response(orjson.dumps(body), media_type="application/json")
 
     async def look(self, request: Request, job: Annotated[JobId, Path(description="The job's id.")]) -> Response:
         """200 whatever came of the job: see `state`, and `problem` where it failed."""
         found = await asyncio.to_thread(self._stage.store.read, job, with_report=True)
-        return _answer(context_of(request).request_id, found)
+        return _answer(context_of(request), found)
 
     async def cancel(self, request: Request, job: Annotated[JobId, Path(description="The job's id.")]) -> Response:
         """End a job that waits or runs; one that has ended stays as it is."""
         await asyncio.to_thread(self._stage.store.cancel, job)
         self._stage.runner.wake()
         found = await asyncio.to_thread(self._stage.store.read, job, with_report=True)
-        return _answer(context_of(request).request_id, found)
+        return _answer(context_of(request), found)
 
     async def _wait(self, name: str, until: float) -> Job:
         """The job once it has ended, or as it is when the time is up."""
@@ -229,10 +232,11 @@ class QualityRoutes:
         return job
 
 
-def _answer(request_id: str, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
+def _answer(context: Context, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
     task, state = job.task, job.status
+    context.degraded = task.degraded
     body = {
-        "request_id": request_id,
+        "request_id": context.request_id,
         "job": job.name,
         "state": state.state,
         "reference": task.reference,
@@ -243,6 +247,7 @@ def _answer(request_id: str, job: Job, status: int = HTTPStatus.OK, headers: dic
         "created_ts": task.created_ts,
         "updated_ts": state.updated_ts,
         "progress": {"done": state.done, "total": state.total},
+        "degraded": task.degraded,
         "report": None if job.report is None else orjson.Fragment(job.report),
         "problem": None if state.problem is None else state.problem.model_dump(),
     }

@@ -14,6 +14,7 @@ from serve.quality.estimates import MODEL, no_model
 from serve.quality.files import find_file
 from serve.quality.jobs import JobStore, QualityLimits, name_of
 from serve.quality.schemas import QualityRequest, Side, Task
+from serve.schemas import STALE_MODEL
 
 MEDIA_VARIABLE: Final = "PLAYHEAD_MEDIA"
 _VMAF: Final = "vmaf"
@@ -43,11 +44,15 @@ class Intake:
     Args:
         settings: what jobs are made with.
         store: where jobs go.
-        live: the version of the model `quality` that answers; None: as the models' folder says.
+        live: the version of the model `quality` that answers, or None, for it to be as the models' folder says; and
+            whether it stands in for one that can't be loaded.
     """
 
     def __init__(
-        self, settings: IntakeSettings, store: JobStore, live: Callable[[], str | None] = lambda: None
+        self,
+        settings: IntakeSettings,
+        store: JobStore,
+        live: Callable[[], tuple[str | None, bool]] = lambda: (None, False),
     ) -> None:
         self._settings = settings
         self._store = store
@@ -74,11 +79,13 @@ class Intake:
         named = {side: given for side, given in sides.items() if given is not None and side not in uploaded}
         media = self._media() if named else None
         files = {side: find_file(media, given, side) for side, given in named.items() if media is not None}
-        artifact, model = self._model(request)
+        version, stale = self._live() if request.reference is None else (None, False)
+        artifact, model = self._model(request, version)
         task = Task(
             reference=request.reference, distorted=request.distorted, uploaded=tuple(sorted(uploaded)), model=model,
             every=request.every, display_height=request.display_height, media=None if media is None else str(media),
             artifact=str(artifact), device=self._settings.device, deadline_s=limits.deadline_s, created_ts=now_ms(),
+            degraded=(STALE_MODEL,) if stale else (),
             limits=limits.model_dump(
                 include={"max_bytes", "max_duration_s", "max_frames", "max_pixels", "deadline_s", "threads"}
             ),
@@ -107,10 +114,10 @@ class Intake:
             )  # fmt: skip
         return media
 
-    def _model(self, request: QualityRequest) -> tuple[Path, str]:
+    def _model(self, request: QualityRequest, version: str | None) -> tuple[Path, str]:
         """Folder of the live version of the model that answers, and what it is called."""
         if request.reference is None:
-            return self._artifact(MODEL)[0], MODEL
+            return self._artifact(MODEL, version)[0], MODEL
         artifact, models = self._artifact(_VMAF)
         if request.model not in models:
             raise InvalidInput(
@@ -118,11 +125,10 @@ class Intake:
             )
         return artifact, request.model
 
-    def _artifact(self, name: str) -> tuple[Path, tuple[str, ...]]:
+    def _artifact(self, name: str, version: str | None = None) -> tuple[Path, tuple[str, ...]]:
         """Folder of the live version of an artifact, and the VMAF models in it; read once for each version."""
         missing = no_model if name == MODEL else _no_vmaf
         try:
-            version = self._live() if name == MODEL else None
             models_of = self._settings.models
             folder = read_champion(models_of, name) if version is None else models_of / name / version
             if folder is None:

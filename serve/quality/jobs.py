@@ -369,6 +369,8 @@ def name_of(task: Task, files: Mapping[Side, Path], digests: Mapping[Side, str])
     """
     asked = task.model_dump_json(include={"model", "every", "display_height", "artifact", "limits"})
     seen: dict[str, object] = {str(side): digest for side, digest in digests.items()}
+    if task.degraded:  # a version that stands in may be the champion later, and has nothing to say of it then
+        seen["degraded"] = task.degraded
     for side, path in files.items():
         status = path.stat()
         seen[side] = (str(path), status.st_size, status.st_mtime_ns)

@@ -41,6 +41,7 @@ _JOB_EXAMPLE: Final[JsonDict] = {
     "created_ts": 1_790_000_000_000,
     "updated_ts": 1_790_000_004_000,
     "progress": {"done": 1200, "total": 3000},
+    "degraded": [],
     "report": None,
     "problem": None,
 }
@@ -206,10 +207,12 @@ class QualityEstimate(BaseModel):
 
     Attributes:
         request_id: names this answer.
+        degraded: why they are less than they could be: `stale_model`; empty when all is well.
         report: an estimate of each segment.
     """
 
     request_id: str
+    degraded: tuple[str, ...]
     report: EstimateReport
 
 
@@ -260,6 +263,7 @@ class QualityJob(BaseModel):
         created_ts: when it was asked for first.
         updated_ts: when this was last written.
         progress: how far it is.
+        degraded: why its report is less than it could be: `stale_model`; empty when all is well.
         report: null until it is finished.
         problem: null unless it failed.
     """
@@ -277,6 +281,7 @@ class QualityJob(BaseModel):
     created_ts: int
     updated_ts: int
     progress: QualityProgress
+    degraded: tuple[str, ...]
     report: Report | None
     problem: QualityProblem | None
 
@@ -297,6 +302,7 @@ class Task(BaseModel):
         limits: arguments of serve.quality.media.Limits.
         deadline_s: longest time that the work may take.
         created_ts: when it was asked for, UTC milliseconds.
+        degraded: as of QualityJob.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -313,6 +319,7 @@ class Task(BaseModel):
     limits: dict[str, Any]
     deadline_s: float
     created_ts: int
+    degraded: tuple[str, ...] = ()
 
     @property
     def files(self) -> dict[Side, str]:

@@ -37,6 +37,7 @@ async def test_what_the_watchtower_goes_by_is_shown_and_a_gate_is_asked_for(
         ((version, role, state, detail),) = await shown(client)
         assert (version, role, state) == (first, "champion", "unreachable")
         assert "Watchtower" in detail
+        assert (await client.get("/v1/outages")).json()["degraded"] == ["outages_unknown"]
         refused = ModelState(name=MODEL, version=first, loaded_ts=1, state="refused", detail="a wrong hash")
         store.execute_command(*told_command([refused]))  # type: ignore[no-untyped-call]
 
@@ -44,6 +45,7 @@ async def test_what_the_watchtower_goes_by_is_shown_and_a_gate_is_asked_for(
             return await shown(client) == [(first, "champion", "refused", "a wrong hash")]
 
         await eventually(is_told)
+        assert "stale_model" in (await client.get("/v1/outages")).json()["degraded"]
         store.set(TOLD, b"damaged")
         assert await is_told(), "what was told before"
 

@@ -20,6 +20,7 @@ from tests.serve.quality.conftest import clip, film
 from tests.serve.quality.small_quality import small_quality
 from tests.serve.quality.small_vmaf import small_vmaf
 from tests.serve.quality.test_jobs import gone, media, swept, workers
+from tests.waiting import eventually
 
 __all__ = ["clip", "film", "media"]
 
@@ -275,6 +276,46 @@ async def test_without_the_model_estimates_are_unavailable(
             problem = problem_of(await client.post("/v1/quality", json=body), 503)
             assert problem["field"] == "quality"
             assert "playhead train quality" in problem["next_step"]
+
+
+async def test_what_stands_in_for_a_champion_that_is_damaged_says_so(
+    measuring: Arguments, open_client: OpenClient
+) -> None:
+    models = measuring.settings().models / "quality"
+    sound = small_quality().name
+
+    async def estimated(client: httpx.AsyncClient) -> tuple[str, tuple[str, ...]]:
+        answer = await client.post("/v1/quality", json={"segments": [SEGMENT]})
+        found = QualityEstimate.model_validate_json(answer.content)
+        return found.report.version, found.degraded
+
+    async with open_client(measuring) as client:
+        assert await estimated(client) == (sound, ())
+        sure = job_of(await client.post("/v1/quality", json={"distorted": "encodes/film.mp4", "wait_s": 0}), 202)
+        assert sure.degraded == ()
+        (models / ("0" * 12)).mkdir()
+        (models / ("0" * 12) / "manifest.json").write_text("{}")
+        (models / "champion").write_text("0" * 12)
+
+        async def is_said() -> bool:
+            return await estimated(client) == (sound, ("stale_model",))
+
+        await eventually(is_said)
+        assert 'playhead_degraded_total{reason="stale_model"}' in (await client.get("/metrics")).text
+        job = job_of(await client.post("/v1/quality", json={"distorted": "encodes/film.mp4", "wait_s": 0}), 202)
+        assert job.degraded == ("stale_model",)
+        done = await ended(client, job.job)
+        assert isinstance(done.report, EstimateReport)
+        assert (done.report.version, done.degraded) == (sound, ("stale_model",))
+        measured = job_of(await client.post("/v1/quality", json=PAIR | {"wait_s": 0}), 202)
+        assert measured.degraded == (), "no estimate"
+        (models / "champion").write_text(sound)
+
+        async def is_sound() -> bool:
+            return await estimated(client) == (sound, ())
+
+        await eventually(is_sound)
+        assert job_of(await client.get(f"/v1/quality/{sure.job}")).degraded == ()
 
 
 async def test_long_clip_is_a_job_that_can_be_watched_and_cancelled(

@@ -311,15 +311,22 @@ def test_the_version_that_answers_estimates_whatever_the_folder_names(open_desk:
 
     shutil.copytree(live.path, models / "quality" / live.version)
 
+    def asked(version: str | None, encode: str, *, stale: bool = False) -> Job:
+        if not (desk.media / encode).exists():
+            shutil.copy(desk.media / "film.mkv", desk.media / encode)
+        name = Intake(settings, desk.store, lambda: (version, stale)).ask(QualityRequest(distorted=encode))
+        return desk.store.read(name)
+
     def artifact_of(version: str | None, encode: str) -> str:
-        shutil.copy(desk.media / "film.mkv", desk.media / encode)
-        name = Intake(settings, desk.store, lambda: version).ask(QualityRequest(distorted=encode))
-        return Path(desk.store.read(name).task.artifact).name
+        return Path(asked(version, encode).task.artifact).name
 
     assert artifact_of(live.version, "one.mkv") == live.version != named
     assert artifact_of(None, "two.mkv") == named, "nothing is loaded yet"
     with pytest.raises(Unavailable, match="cannot be read"):
         artifact_of("0" * 12, "three.mkv")
+    standing_in, champion = asked(live.version, "one.mkv", stale=True), asked(live.version, "one.mkv")
+    assert (standing_in.task.degraded, champion.task.degraded) == (("stale_model",), ())
+    assert standing_in.name != champion.name, "it says of itself that it is no champion's"
 
 
 @pytest.mark.parametrize(
