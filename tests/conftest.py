@@ -28,11 +28,13 @@ if WORKER != FIRST:
     # Numba numbers what it keeps by an index that two processes would write over each other.
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba" / WORKER))
 
-# How long an example takes is the machine's affair: the limit of a test's time is pytest's.
+# How long an example takes is the machine's affair: the limit of a test's time is pytest's. The same tree has the same
+# examples each time; `-m hypothesis --hypothesis-profile=exploring` looks for others.
 hypothesis.settings.register_profile(
-    "shared machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "exploring", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=False
 )
-hypothesis.settings.load_profile("shared machine")
+hypothesis.settings.register_profile("repeatable", hypothesis.settings.get_profile("exploring"), derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -309,7 +309,10 @@ class Plan:
             )
             if now_ms - since >= wait_ms:
                 level = next(level for level in damping.ramp if level > detour.level + NOTHING or level == 1)
-                self._detours[key] = detour.let_back(level, self.free()[detour.pathway], now_ms)
+                before, free = self.shares(), self.free()
+                self._detours[key] = detour.let_back(level, free[detour.pathway], now_ms)
+                if any(share - before[name] > free[name] + NOTHING for name, share in self.shares().items()):
+                    self._detours[key] = detour  # whom a narrower one holds would go where there is no room: later
 
     def _receivers(self, detour: Detour) -> list[str]:
         """Who may take clients of a detour: those that are well for its whole scope, else for a part of it."""

@@ -311,7 +311,7 @@ async def test_segments_and_networks_come_from_the_feature_store(planning: Argum
 async def test_without_the_store_sizes_are_estimated_and_said_so(
     planning: Arguments, valkey_process: ValkeyProcess, trouble: str
 ) -> None:
-    arguments = planning.model_copy(update={"redis_url": valkey_process.url})
+    arguments = planning.model_copy(update={"redis_url": valkey_process.url, "store_deadline_ms": 50})
     async with opened(arguments) as client:
         assert (await ask(client, SESSION, title_id="film")).degraded == ("unknown_title",)
         assert valkey_process.process is not None

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.errors import InvalidInput
@@ -304,6 +304,26 @@ def outages_of(told_: list[Any]) -> list[Outage]:
 
 
 @settings(max_examples=200, deadline=None)
+@example(
+    # Some of those who may come back to gamma go to beta, which others of gamma's fill up in the same look.
+    config=Pathways(
+        pathways=(
+            Pathway(id="alpha", weight=1, capacity=0.25),
+            Pathway(id="beta", weight=3, capacity=0.5625),
+            Pathway(id="gamma", weight=4),
+        ),
+        damping=Damping(step_share=1),
+    ),
+    news=[
+        (1.0, [("suspected", "alpha", {}), ("confirmed", "gamma", {"region": "eu", "asn": "64500"})]),
+        (10.0, [("confirmed", "gamma", {"region": "eu"})]),
+        (30.0, []),
+        (
+            90.0,
+            [("suspected", "gamma", {"region": "eu", "asn": "64500"}), ("confirmed", "gamma", {"region": "us"})],
+        ),
+    ],
+)
 @given(config=CONFIGS, news=NEWS)
 def test_no_step_moves_more_onto_a_pathway_than_it_has_free_or_than_a_step_may(
     config: Pathways, news: list[Any]
