@@ -49,7 +49,7 @@ from serve.live import LiveRanker, Sources
 from serve.metrics import Metrics
 from serve.models import serve_bitrate, serve_detectors, serve_quality, serve_recommend
 from serve.quality.estimates import BitstreamEstimator
-from serve.quality.intake import Intake, IntakeSettings
+from serve.quality.intake import Intake, IntakeSettings, Live
 from serve.quality.jobs import JobStore
 from serve.quality.runner import QualityRunner
 from serve.ranking import RankerSettings
@@ -325,9 +325,9 @@ def _quality(arguments: Arguments, estimators: Fleet[BitstreamEstimator], compar
     store = JobStore(settings.home / "quality", limits)
     given = IntakeSettings(media=settings.media, models=settings.models, device=arguments.device, limits=limits)
 
-    def live() -> tuple[str | None, bool]:
+    def live() -> Live:
         lineup = estimators.lineup
-        return lineup.champion.version, lineup.stale
+        return Live(lineup.champion.version, lineup.stale)
 
     return QualityStage(
         store=store,

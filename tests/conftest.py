@@ -21,6 +21,7 @@ from features.settings import Settings
 ALONE: Final = re.compile(r"pytest\.mark\.(stack|timed)\b")
 """All of a file that marks a test so is of the first worker, so that no two of them run at once."""
 
+LIMIT: Final = pytest.StashKey[Any]()
 FIRST: Final = "gw0"
 WORKER: Final = os.environ.get("PYTEST_XDIST_WORKER", FIRST)
 if WORKER != FIRST:
@@ -38,10 +39,26 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test that measures time the best of three runs counts: the others measured what else the machine did."""
+    """Of a test that measures time the best of three runs counts: the others measured what else the machine did.
+
+    One that hangs has no further run.
+    """
     for item in items:
         if item.get_closest_marker("timed"):
-            item.add_marker(pytest.mark.flaky(reruns=2))
+            item.add_marker(pytest.mark.flaky(reruns=2, rerun_except="from pytest-timeout"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """Keep what limits a test, for its further runs."""
+    item.stash[LIMIT] = settings
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A further run has the same limit of time: the first one's ended with its failure."""
+    if getattr(item, "execution_count", 1) > 1 and LIMIT in item.stash:
+        item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
 
 
 @pytest.hookimpl(optionalhook=True)

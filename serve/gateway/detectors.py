@@ -72,8 +72,8 @@ class DetectorsBoard:
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        """Why what the detectors find is less than it could be."""
-        return (STALE_MODEL,) if self.states[0].state == "refused" else ()
+        """Why what the detectors find is less than it could be, as the Watchtower tells."""
+        return (STALE_MODEL,) if self._told and self._told[0].state == "refused" else ()
 
     async def look(self) -> None:
         """Read what the Watchtower tells; call it each second or two."""

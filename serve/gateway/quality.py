@@ -170,8 +170,9 @@ class QualityRoutes:
         job = await self._wait(name, until)
         if job.status.state == "failed" and job.status.problem is not None:
             raise error_of(job.status.problem)
+        context.degraded = job.task.degraded
         location = {"Location": f"/v1/quality/{name}"}
-        return _answer(context, job, HTTPStatus.OK if job.ended else HTTPStatus.ACCEPTED, location)
+        return _answer(context.request_id, job, HTTPStatus.OK if job.ended else HTTPStatus.ACCEPTED, location)
 
     async def _estimate(self, context: Context, segments: tuple[SegmentFacts, ...]) -> Response:
         lineup = self._stage.lineup()
@@ -207,14 +208,14 @@ class QualityRoutes:
     async def look(self, request: Request, job: Annotated[JobId, Path(description="The job's id.")]) -> Response:
         """200 whatever came of the job: see `state`, and `problem` where it failed."""
         found = await asyncio.to_thread(self._stage.store.read, job, with_report=True)
-        return _answer(context_of(request), found)
+        return _answer(context_of(request).request_id, found)
 
     async def cancel(self, request: Request, job: Annotated[JobId, Path(description="The job's id.")]) -> Response:
         """End a job that waits or runs; one that has ended stays as it is."""
         await asyncio.to_thread(self._stage.store.cancel, job)
         self._stage.runner.wake()
         found = await asyncio.to_thread(self._stage.store.read, job, with_report=True)
-        return _answer(context_of(request), found)
+        return _answer(context_of(request).request_id, found)
 
     async def _wait(self, name: str, until: float) -> Job:
         """The job once it has ended, or as it is when the time is up."""
@@ -232,11 +233,10 @@ class QualityRoutes:
         return job
 
 
-def _answer(context: Context, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
+def _answer(request_id: str, job: Job, status: int = HTTPStatus.OK, headers: dict[str, str] | None = None) -> Response:
     task, state = job.task, job.status
-    context.degraded = task.degraded
     body = {
-        "request_id": context.request_id,
+        "request_id": request_id,
         "job": job.name,
         "state": state.state,
         "reference": task.reference,

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal, NamedTuple
 
 from serve.artifacts import read_artifact, read_champion
 from serve.clock import now_ms
@@ -38,21 +38,32 @@ class IntakeSettings:
     limits: QualityLimits
 
 
+class Live(NamedTuple):
+    """What estimates now.
+
+    Attributes:
+        version: of the model `quality`; None: as the models' folder says.
+        stale: whether it stands in for one that can't be loaded.
+    """
+
+    version: str | None
+    stale: bool = False
+
+
 class Intake:
     """Takes questions in.
 
     Args:
         settings: what jobs are made with.
         store: where jobs go.
-        live: the version of the model `quality` that answers, or None, for it to be as the models' folder says; and
-            whether it stands in for one that can't be loaded.
+        live: what estimates now.
     """
 
     def __init__(
         self,
         settings: IntakeSettings,
         store: JobStore,
-        live: Callable[[], tuple[str | None, bool]] = lambda: (None, False),
+        live: Callable[[], Live] = lambda: Live(None),
     ) -> None:
         self._settings = settings
         self._store = store
@@ -79,13 +90,13 @@ class Intake:
         named = {side: given for side, given in sides.items() if given is not None and side not in uploaded}
         media = self._media() if named else None
         files = {side: find_file(media, given, side) for side, given in named.items() if media is not None}
-        version, stale = self._live() if request.reference is None else (None, False)
-        artifact, model = self._model(request, version)
+        live = self._live() if request.reference is None else Live(None)
+        artifact, model = self._model(request, live.version)
         task = Task(
             reference=request.reference, distorted=request.distorted, uploaded=tuple(sorted(uploaded)), model=model,
             every=request.every, display_height=request.display_height, media=None if media is None else str(media),
             artifact=str(artifact), device=self._settings.device, deadline_s=limits.deadline_s, created_ts=now_ms(),
-            degraded=(STALE_MODEL,) if stale else (),
+            degraded=(STALE_MODEL,) if live.stale else (),
             limits=limits.model_dump(
                 include={"max_bytes", "max_duration_s", "max_frames", "max_pixels", "deadline_s", "threads"}
             ),

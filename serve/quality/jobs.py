@@ -168,7 +168,7 @@ class JobStore:
                 if uploads is not None:
                     shutil.rmtree(self._path(name, UPLOADS), ignore_errors=True)
                     uploads.rename(self._path(name, UPLOADS))
-                replace_file(self._path(name, _REQUEST), task.model_dump_json().encode())
+                replace_file(self._path(name, _REQUEST), task.dumped())
                 self._write(name, Status(state="queued", updated_ts=now_ms()))
                 self._path(name, _CANCELLED).unlink(missing_ok=True)
             self._prune()
@@ -276,7 +276,7 @@ class JobStore:
         try:
             if uploads is not None:
                 uploads.rename(fresh / UPLOADS)
-            replace_file(fresh / _REQUEST, task.model_dump_json().encode())
+            replace_file(fresh / _REQUEST, task.dumped())
             replace_file(fresh / _STATE, Status(state="queued", updated_ts=now_ms()).model_dump_json().encode())
             with contextlib.suppress(OSError):  # another replica was faster
                 fresh.rename(self.folder / name)
@@ -359,6 +359,8 @@ def held(folder: Path) -> Iterator[bool]:
 def name_of(task: Task, files: Mapping[Side, Path], digests: Mapping[Side, str]) -> str:
     """The id of a job: the same question about the same unchanged files, within the same limits, has the same.
 
+    What a version estimates that stands in for another has one of its own: once it is the champion, it does not.
+
     Args:
         task: what is asked.
         files: of the service's own storage.
@@ -369,7 +371,7 @@ def name_of(task: Task, files: Mapping[Side, Path], digests: Mapping[Side, str])
     """
     asked = task.model_dump_json(include={"model", "every", "display_height", "artifact", "limits"})
     seen: dict[str, object] = {str(side): digest for side, digest in digests.items()}
-    if task.degraded:  # a version that stands in may be the champion later, and has nothing to say of it then
+    if task.degraded:
         seen["degraded"] = task.degraded
     for side, path in files.items():
         status = path.stat()

@@ -321,6 +321,10 @@ class Task(BaseModel):
     created_ts: int
     degraded: tuple[str, ...] = ()
 
+    def dumped(self) -> bytes:
+        """As JSON; an empty `degraded` is left out, since releases that do not know it take no task with it."""
+        return self.model_dump_json(exclude=None if self.degraded else {"degraded"}).encode()
+
     @property
     def files(self) -> dict[Side, str]:
         """Field -> what was said of its file, of those that there are."""

@@ -21,6 +21,9 @@ _CDN: Final = "cdn"
 _PASSES: Final = 3
 """Around one broken pathway clients may come to another: sizes of detours depend on each other, so many in a row."""
 
+_HALVINGS: Final = 10
+"""How exactly a step back that has not enough room is made smaller."""
+
 ShareOf = Callable[[Inside], float]
 """Share of the audience that is meant, 0 to 1."""
 
@@ -118,9 +121,10 @@ class Plan:
         going_on = self._confirm(now_ms)
         inside = {key: share_of(_within(detour.scope)) for key, detour in self._detours.items()}
         self._measure(inside)
-        if now_ms - self._stepped_ms >= self._config.damping.step_s * 1000 and self._step_away(going_on):
+        begun = self.shares()
+        if now_ms - self._stepped_ms >= self._config.damping.step_s * 1000 and self._step_away(going_on, inside):
             self._stepped_ms = now_ms
-        self._step_back(now_ms)
+        self._step_back(begun, inside, now_ms)
         self._measure(inside)
         self._troubles = tuple(self._spared(trouble, share_of) for trouble in self._troubles)
 
@@ -266,11 +270,12 @@ class Plan:
                 )
                 self._detours[key] = replace(detour, size=(self._base[name] + came) * inside[key])
 
-    def _step_away(self, going_on: Iterable[tuple[str, ...]]) -> bool:
+    def _step_away(self, going_on: Iterable[tuple[str, ...]], inside: Mapping[tuple[str, ...], float]) -> bool:
         """Move more clients away from what is confirmed to be broken now; whether any were moved.
 
         Args:
             going_on: the detours around it.
+            inside: as of `_measure`, for each step changes how many come to the pathways of other detours.
         """
         received = dict.fromkeys(self._pathways, 0.0)
         moved = False
@@ -289,13 +294,21 @@ class Plan:
                 for name, share in wider.received().items():
                     received[name] += share - before.get(name, 0.0)
                 self._detours[key] = wider
+                self._measure(inside)
                 moved = True
         return moved
 
-    def _step_back(self, now_ms: int) -> None:
-        """Let clients back to what has been well for long enough."""
+    def _step_back(self, begun: Mapping[str, float], inside: Mapping[tuple[str, ...], float], now_ms: int) -> None:
+        """Let clients back to what has been well for long enough.
+
+        Args:
+            begun: shares before this look's steps.
+            inside: as of `_measure`.
+            now_ms: now.
+        """
         damping = self._config.damping
-        for key, detour in list(self._detours.items()):
+        for key in list(self._detours):
+            detour = self._detours[key]
             if any(_covers(trouble, detour) for trouble in self._troubles):
                 continue
             if detour.level >= 1:
@@ -309,10 +322,46 @@ class Plan:
             )
             if now_ms - since >= wait_ms:
                 level = next(level for level in damping.ramp if level > detour.level + NOTHING or level == 1)
-                before, free = self.shares(), self.free()
-                self._detours[key] = detour.let_back(level, free[detour.pathway], now_ms)
-                if any(share - before[name] > free[name] + NOTHING for name, share in self.shares().items()):
-                    self._detours[key] = detour  # whom a narrower one holds would go where there is no room: later
+                self._let_back(key, level, begun, inside, now_ms)
+
+    def _let_back(
+        self,
+        key: tuple[str, ...],
+        level: float,
+        begun: Mapping[str, float],
+        inside: Mapping[tuple[str, ...], float],
+        now_ms: int,
+    ) -> None:
+        """One step back of a detour, as far as there is room.
+
+        Of those who may come back, a narrower detour around the same pathway may hold some: they go where that one has
+        them, so it is a step away for those pathways.
+
+        Args:
+            key: of the detour.
+            level: share of its clients that may be back after it.
+            begun: shares before this look's steps.
+            inside: as of `_measure`.
+            now_ms: now.
+        """
+        kept, detour, before, room = self._detours, self._detours[key], self.shares(), self.free()
+        for name in room.keys() - {detour.pathway}:
+            room[name] = min(room[name], max(0.0, self._config.damping.step_share - (before[name] - begun[name])))
+
+        def fits(back: Detour) -> bool:
+            self._detours = {**kept, key: back}
+            self._measure(inside)
+            return all(share - before[name] <= room[name] + NOTHING for name, share in self.shares().items())
+
+        most = room[detour.pathway]
+        if fits(detour.let_back(level, most, now_ms)):
+            return
+        least, most = 0.0, min(most, detour.moved * detour.size)
+        for _ in range(_HALVINGS):
+            middle = (least + most) / 2
+            least, most = (middle, most) if fits(detour.let_back(level, middle, now_ms)) else (least, middle)
+        if least == 0 or not fits(detour.let_back(level, least, now_ms)):
+            self._detours = kept
 
     def _receivers(self, detour: Detour) -> list[str]:
         """Who may take clients of a detour: those that are well for its whole scope, else for a part of it."""

@@ -167,7 +167,7 @@ def test_run_waits_out_a_store_that_is_down_and_stops_when_told(settings, valkey
 
 
 CHILD = """
-import os, signal, sys, threading, time
+import os, random, signal, sys, threading, time
 from pathlib import Path
 import redis
 from features.settings import Settings
@@ -178,6 +178,7 @@ def die(left):
     with redis.Redis.from_url(sys.argv[1]) as store:
         while store.xlen(STREAM) > left:
             time.sleep(0.002)
+    time.sleep(random.uniform(0.0, 0.01))
     os.kill(os.getpid(), signal.SIGKILL)
 
 settings = Settings(home=Path("."), redis_url=sys.argv[1], feast_registry="")

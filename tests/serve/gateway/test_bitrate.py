@@ -182,6 +182,7 @@ async def test_sessions_of_another_kind_are_no_sessions(client: httpx.AsyncClien
     assert (answer.decisions, answer.degraded) == ((), ("bad_field:sessions",))
 
 
+@pytest.mark.hypothesis  # one is inside
 @pytest.mark.parametrize("with_policy", [False, True])
 async def test_no_garbage_is_refused_or_breaks_anything(arguments: Arguments, *, with_policy: bool) -> None:
     assert arguments.home is not None
@@ -459,6 +460,7 @@ async def test_no_cmcd_is_refused(planning: Arguments, query: str) -> None:
         assert told.get("mb", 1) > 0
 
 
+@pytest.mark.hypothesis  # one is inside
 async def test_any_cmcd_is_answered(planning: Arguments) -> None:
     loop = asyncio.get_running_loop()
     async with opened(planning) as client:

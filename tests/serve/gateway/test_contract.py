@@ -116,6 +116,7 @@ def schema(
         store.kill()
 
 
+@pytest.mark.hypothesis  # one is inside
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
     [

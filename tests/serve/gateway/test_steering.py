@@ -196,6 +196,7 @@ async def test_what_a_player_says_wrong_is_named_and_never_refused(
         assert named == ", ".join(f"bad_field:{name}" for name in wrong)
 
 
+@pytest.mark.hypothesis  # one is inside
 async def test_whatever_the_query_a_player_is_answered_and_reload_uri_does_not_grow(
     open_steering: OpenSteering,
 ) -> None:

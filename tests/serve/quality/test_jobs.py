@@ -20,7 +20,7 @@ from serve.artifacts import read_artifact
 from serve.clock import now_ms
 from serve.errors import InvalidInput, NotFound, PlayheadError, Unavailable
 from serve.quality.files import find_file
-from serve.quality.intake import Intake, IntakeSettings
+from serve.quality.intake import Intake, IntakeSettings, Live
 from serve.quality.jobs import LOG, MAX_ATTEMPTS, SCRATCH, UPLOADS, Job, JobStore, QualityLimits
 from serve.quality.noreference import NoReferenceScorer
 from serve.quality.runner import QualityRunner
@@ -314,7 +314,7 @@ def test_the_version_that_answers_estimates_whatever_the_folder_names(open_desk:
     def asked(version: str | None, encode: str, *, stale: bool = False) -> Job:
         if not (desk.media / encode).exists():
             shutil.copy(desk.media / "film.mkv", desk.media / encode)
-        name = Intake(settings, desk.store, lambda: (version, stale)).ask(QualityRequest(distorted=encode))
+        name = Intake(settings, desk.store, lambda: Live(version, stale)).ask(QualityRequest(distorted=encode))
         return desk.store.read(name)
 
     def artifact_of(version: str | None, encode: str) -> str:

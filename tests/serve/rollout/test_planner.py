@@ -40,9 +40,11 @@ class Policy:
         self.version = version
         self.takes_s = takes_s
         self.within_s: list[float] = []
+        self.asked_s = 0.0
 
     async def plan(self, sessions: Sequence[Session], within_s: float) -> Plan:
         self.within_s.append(within_s)
+        self.asked_s = time.monotonic()
         async with asyncio.timeout(within_s):
             await asyncio.sleep(self.takes_s)
         count = len(sessions)
@@ -62,10 +64,12 @@ def planner(champion: Policy, challenger: Policy) -> FleetPlanner:
 async def test_the_champion_has_what_the_challenger_left(monkeypatch: pytest.MonkeyPatch) -> None:
     champion = Policy(A, 0.01)
     challenged = [SESSIONS[place] for place in CHALLENGED]
+    began_s = time.monotonic()
     plan = await planner(champion, Policy(B, 60.0)).plan(challenged, WITHIN_S)
     assert plan.missing == {B: len(challenged)}
     (left_s,) = champion.within_s
-    assert 0.01 < left_s <= WITHIN_S / 2
+    assert left_s <= WITHIN_S / 2
+    assert left_s == pytest.approx(began_s + WITHIN_S - champion.asked_s, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,43 @@ def test_a_wider_outage_keeps_a_narrower_detour_and_a_narrower_one_lets_the_rest
     assert told(audience.steerer, audience.now_ms, session=session, context={"region": "eu"}).priority[0] == "beta"
 
 
+def test_whom_a_narrower_detour_holds_goes_no_faster_than_a_step_where_a_wider_one_lets_back() -> None:
+    config = Pathways(
+        pathways=(Pathway(id="alpha"), Pathway(id="beta"), Pathway(id="gamma", weight=4)),
+        damping=Damping(step_share=0.05),
+    )
+    audience = Audience(config, 0, mixed=True)
+    narrow = outage(cdn="gamma", region="eu")
+    shares = []
+    for looks, news in (
+        (20, [narrow, outage("suspected", cdn="alpha")]),  # to beta
+        (40, [narrow, outage("suspected", cdn="beta"), outage(cdn="gamma")]),  # all to alpha
+        (100, [narrow]),  # to beta again, as the wide one lets back
+    ):
+        for _ in range(looks):
+            before = audience.steerer.plan.shares()
+            audience.look(news, after_s=10)
+            assert audience.steerer.plan.shares()["beta"] <= before["beta"] + 0.05 + 1e-6
+        shares.append(audience.steerer.plan.shares())
+    assert shares[1] == pytest.approx({"alpha": 5 / 6, "beta": 1 / 6, "gamma": 0})
+    assert shares[2] == shares[0] == pytest.approx({"alpha": 1 / 6, "beta": 1 / 6 + 0.4 * 2 / 3, "gamma": 0.4})
+
+
+def test_a_step_back_that_finds_no_room_elsewhere_is_taken_once_there_is() -> None:
+    audience = Audience(FULL, 0, mixed=True)
+    held = outage("suspected", cdn="gamma", region="eu", asn="64500")
+    for after_s, some in CROWDING:
+        audience.look(outages_of(some), after_s)
+    full = audience.steerer.plan.shares()
+    assert full == pytest.approx({"alpha": 0.25, "beta": 0.5625, "gamma": 0.1875})
+    for _ in range(3):
+        audience.look([held, outage(cdn="gamma", region="us")], after_s=90)
+        assert audience.steerer.plan.shares() == full
+    for _ in range(20):
+        audience.look([held], after_s=30)
+    assert audience.steerer.plan.shares() == pytest.approx({"alpha": 0.125, "beta": 0.475, "gamma": 0.4})
+
+
 def test_with_everything_broken_everyone_stays_and_is_answered() -> None:
     audience = Audience(TWO)
     audience.ask()
@@ -270,6 +307,39 @@ def test_stale_news_changes_nothing_and_the_ttl_is_the_default() -> None:
     fresh = told(Steerer(TWO), later_ms, session=session)
     assert (fresh.priority[0], fresh.ttl_s, fresh.stale) == ("alpha", TWO.ttl_s, True)
 
+
+FULL = Pathways(
+    pathways=(
+        Pathway(id="alpha", weight=1, capacity=0.25),
+        Pathway(id="beta", weight=3, capacity=0.5625),
+        Pathway(id="gamma", weight=4),
+    ),
+    damping=Damping(step_share=1),
+)
+CROWDING: list[Any] = [
+    (1.0, [("suspected", "alpha", {}), ("confirmed", "gamma", {"region": "eu", "asn": "64500"})]),
+    (10.0, [("confirmed", "gamma", {"region": "eu"})]),
+    (30.0, []),
+    (90.0, [("suspected", "gamma", {"region": "eu", "asn": "64500"}), ("confirmed", "gamma", {"region": "us"})]),
+]
+"""At its end some of those who may come back to gamma should go to beta, which others of gamma's fill up."""
+
+CHAIN = Pathways(
+    pathways=(
+        Pathway(id="alpha", weight=1, capacity=2 / 7),
+        Pathway(id="beta", weight=2, capacity=6 / 7),
+        Pathway(id="gamma", weight=4),
+    ),
+    damping=Damping(step_share=1),
+)
+TWO_BACK: list[Any] = [
+    (1.0, [("confirmed", "gamma", {"region": "us"})]),
+    (68.0, [("confirmed", "alpha", {"region": "us"})]),
+    (52.0, []),
+    (39.0, [("confirmed", "beta", {})]),
+    (29.0, [("confirmed", "gamma", {"region": "eu"})]),
+]
+"""At its end clients go back to gamma, some of them from alpha, to which others go back as well."""
 
 NEWS = st.lists(
     st.tuples(
@@ -304,26 +374,8 @@ def outages_of(told_: list[Any]) -> list[Outage]:
 
 
 @settings(max_examples=200, deadline=None)
-@example(
-    # Some of those who may come back to gamma go to beta, which others of gamma's fill up in the same look.
-    config=Pathways(
-        pathways=(
-            Pathway(id="alpha", weight=1, capacity=0.25),
-            Pathway(id="beta", weight=3, capacity=0.5625),
-            Pathway(id="gamma", weight=4),
-        ),
-        damping=Damping(step_share=1),
-    ),
-    news=[
-        (1.0, [("suspected", "alpha", {}), ("confirmed", "gamma", {"region": "eu", "asn": "64500"})]),
-        (10.0, [("confirmed", "gamma", {"region": "eu"})]),
-        (30.0, []),
-        (
-            90.0,
-            [("suspected", "gamma", {"region": "eu", "asn": "64500"}), ("confirmed", "gamma", {"region": "us"})],
-        ),
-    ],
-)
+@example(config=FULL, news=CROWDING)
+@example(config=CHAIN, news=TWO_BACK)
 @given(config=CONFIGS, news=NEWS)
 def test_no_step_moves_more_onto_a_pathway_than_it_has_free_or_than_a_step_may(
     config: Pathways, news: list[Any]
