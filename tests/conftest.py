@@ -22,6 +22,8 @@ ALONE: Final = re.compile(r"pytest\.mark\.(stack|timed)\b")
 """All of a file that marks a test so is of the first worker, so that no two of them run at once."""
 
 LIMIT: Final = pytest.StashKey[Any]()
+"""Of a test: how long it may take, as pytest-timeout has it."""
+
 FIRST: Final = "gw0"
 WORKER: Final = os.environ.get("PYTEST_XDIST_WORKER", FIRST)
 if WORKER != FIRST:
@@ -29,8 +31,8 @@ if WORKER != FIRST:
     # Numba numbers what it keeps by an index that two processes would write over each other.
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "numba" / WORKER))
 
-# How long an example takes is the machine's affair: the limit of a test's time is pytest's. The same tree has the same
-# examples each time; `-m hypothesis --hypothesis-profile=exploring` looks for others.
+# How long an example takes is the machine's affair: the limit of a test's time is pytest's. The same tests have
+# the same examples each time that they run; `-m hypothesis --hypothesis-profile=exploring` looks for others.
 hypothesis.settings.register_profile(
     "exploring", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=False
 )

@@ -356,12 +356,14 @@ class Plan:
         most = room[detour.pathway]
         if fits(detour.let_back(level, most, now_ms)):
             return
-        least, most = 0.0, min(most, detour.moved * detour.size)
+        best, least, most = kept, 0.0, min(most, detour.moved * detour.size)
         for _ in range(_HALVINGS):
             middle = (least + most) / 2
-            least, most = (middle, most) if fits(detour.let_back(level, middle, now_ms)) else (least, middle)
-        if least == 0 or not fits(detour.let_back(level, least, now_ms)):
-            self._detours = kept
+            if fits(detour.let_back(level, middle, now_ms)):
+                best, least = self._detours, middle
+            else:
+                most = middle
+        self._detours = best
 
     def _receivers(self, detour: Detour) -> list[str]:
         """Who may take clients of a detour: those that are well for its whole scope, else for a part of it."""

@@ -16,6 +16,7 @@ from features.settings import Settings
 from features.titles import Title
 from serve.arguments import Arguments
 from serve.artifacts import set_champion
+from tests.waiting import eventually
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray declares its configuration in a way that pydantic deprecates
@@ -85,6 +86,16 @@ async def opened(
         httpx.AsyncClient(transport=transport, base_url="http://playhead") as client,
     ):
         yield client
+
+
+async def until_shown(client: httpx.AsyncClient, *lines: str) -> None:
+    """Until all of them are in the metrics, which are added up once a second."""
+
+    async def are_shown() -> bool:
+        text = (await client.get("/metrics")).text
+        return all(line in text for line in lines)
+
+    await eventually(are_shown)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import httpx
 import orjson
 import pytest
 import redis
@@ -16,7 +15,7 @@ from serve.online.board import drift_key, online_key
 from serve.online.drift import DriftWatch
 from serve.online.meter import OnlineMeter
 from serve.rollout.exposures import FIELD, PLAYED, SHOWN, STREAM, read_exposure
-from tests.serve.gateway.conftest import OpenClient
+from tests.serve.gateway.conftest import OpenClient, until_shown
 from tests.waiting import eventually
 
 V = "a" * 12
@@ -50,7 +49,7 @@ async def test_figures_and_drift_are_told(
         assert (drift.version, drift.status, drift.reference) == (V, "steady", False)
         assert {one.name: one.state for one in drift.signals} == {"play_rate": "waiting", "ndcg@10": "waiting"}
         assert (await client.get("/v1/models/nothing/online")).status_code == 404
-        await gauged(client, 'playhead_online{figure="play_rate",model="recommend",role="champion"} 0.5')
+        await until_shown(client, 'playhead_online{figure="play_rate",model="recommend",role="champion"} 0.5')
         text = (await client.get("/metrics")).text
         assert 'playhead_online{figure="play_rate",model="recommend",role="challenger"} NaN' in text
         assert 'playhead_drifting{model="recommend",signal="genre"} 0.0' in text
@@ -80,13 +79,6 @@ async def test_a_real_page_and_its_play_are_measured(
     assert figures["calibration"]["n"] == len(first)
     (_, _, remembered) = meter.commands()[0][:3]
     assert (orjson.loads(remembered)["visits"], orjson.loads(remembered)["gap_s"] // 60) == (1, 120)
-
-
-async def gauged(client: httpx.AsyncClient, line: str) -> None:
-    async def said() -> bool:
-        return line in (await client.get("/metrics")).text
-
-    await eventually(said)
 
 
 async def test_where_nothing_is_known_or_it_is_something_else_that_is_said(

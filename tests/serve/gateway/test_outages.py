@@ -20,7 +20,7 @@ from serve.metrics import Metrics
 from serve.watchtower import board
 from serve.watchtower.outages import Effect, Outage
 from tests.conftest import ValkeyProcess
-from tests.serve.gateway.conftest import OpenClient
+from tests.serve.gateway.conftest import OpenClient, until_shown
 from tests.waiting import eventually
 
 NOW = now_ms()
@@ -75,15 +75,11 @@ async def test_open_outages_are_listed_and_closed_ones_on_request(
         every = await until(client, 2, "?state=all")
         assert [one.outage_id for one in every.outages] == ["o1", "o0"]
         assert (await client.get("/v1/outages?state=none")).status_code == 422
-
-        async def gauged() -> bool:
-            text = (await client.get("/metrics")).text
-            return (
-                'playhead_outages{state="confirmed"} 1.0' in text
-                and 'playhead_refreshed_timestamp_seconds{part="outages"}' in text
-            )
-
-        await eventually(gauged)
+        await until_shown(
+            client,
+            'playhead_outages{state="confirmed"} 1.0',
+            'playhead_refreshed_timestamp_seconds{part="outages"}',
+        )
 
 
 async def test_what_was_known_stays_where_the_store_goes_and_is_said_to_be_old(

@@ -13,7 +13,7 @@ from serve.telemetry import log
 from serve.telemetry.log import FIELD, PARTITIONS, reports_of, stream_key
 from serve.telemetry.reports import Report
 from tests.conftest import ValkeyProcess
-from tests.serve.gateway.conftest import OpenClient
+from tests.serve.gateway.conftest import OpenClient, until_shown
 from tests.waiting import eventually
 
 EVENTS = (
@@ -30,13 +30,8 @@ def logged(arguments: Arguments) -> list[Report]:
 
 
 async def counted(client: httpx.AsyncClient, outcome: str, count: int) -> None:
-    """Until the metrics say so: they are added up once a second."""
-    line = f'playhead_telemetry_reports_total{{outcome="{outcome}"}} {count}.0'
-
-    async def said() -> bool:
-        return line in (await client.get("/metrics")).text
-
-    await eventually(said)
+    """Until the metrics say so."""
+    await until_shown(client, f'playhead_telemetry_reports_total{{outcome="{outcome}"}} {count}.0')
 
 
 def problem_of(answer: httpx.Response, status: int) -> dict[str, str]:
